@@ -1,0 +1,94 @@
+//! The only place that asks the system for the time.
+//!
+//! Everything that decides takes `now` as an argument. A manual clock lets a test live through sixty days; a fast
+//! clock lets the demonstration squeeze a day into seconds.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::message::Timestamp;
+
+/// Tells the time of the ramp. Network deadlines do not use it: they are real time always.
+pub trait Clock: Send + Sync + 'static {
+    fn now(&self) -> Timestamp;
+
+    /// How long to sleep in real time until the clock shows `then`; zero when it already does.
+    fn real_time_until(&self, then: Timestamp) -> Duration;
+}
+
+/// Wall clock of the machine.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    }
+
+    fn real_time_until(&self, then: Timestamp) -> Duration {
+        then.since(self.now())
+    }
+}
+
+/// Runs `speed` times as fast as real time from `start` on.
+#[derive(Debug, Clone, Copy)]
+pub struct FastClock {
+    start: Timestamp,
+    origin: Instant,
+    speed: f64,
+}
+
+impl FastClock {
+    /// `speed` is 1 for real time, 7200 for a day in twelve seconds; values below 1 are taken as 1.
+    pub fn new(start: Timestamp, speed: f64) -> Self {
+        FastClock { start, origin: Instant::now(), speed: speed.max(1.0) }
+    }
+}
+
+impl Clock for FastClock {
+    fn now(&self) -> Timestamp {
+        self.start.after(self.origin.elapsed().mul_f64(self.speed))
+    }
+
+    fn real_time_until(&self, then: Timestamp) -> Duration {
+        then.since(self.now()).div_f64(self.speed)
+    }
+}
+
+/// A clock that a test moves by hand.
+#[derive(Debug, Default)]
+pub struct ManualClock(AtomicI64);
+
+impl ManualClock {
+    pub fn at(now: Timestamp) -> Self {
+        ManualClock(AtomicI64::new(now.0))
+    }
+
+    pub fn set(&self, now: Timestamp) {
+        self.0.store(now.0, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::SeqCst))
+    }
+
+    fn real_time_until(&self, then: Timestamp) -> Duration {
+        then.since(self.now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fast_clock_sleeps_a_fraction_of_the_time_it_shows() {
+        let clock = FastClock::new(Timestamp::from_seconds(1_000_000), 3600.0);
+        let wait = clock.real_time_until(clock.now().after(Duration::from_secs(3600)));
+        assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
+        assert!(clock.now() >= Timestamp::from_seconds(1_000_000));
+    }
+}

@@ -1,0 +1,4 @@
+//! (to be written)
+pub mod body;
+/// placeholder
+pub trait Gate {}
