@@ -38,7 +38,6 @@
 //! * **stream**: one kind of the application's mail. **item**: one message × one lane, with its recipients.
 //! * **claim**: take items for delivery and reserve their tokens, in one transaction. **settle**: write the outcome.
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod admin;
 pub mod cli;
