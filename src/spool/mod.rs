@@ -1,4 +1,414 @@
-//! (to be written)
+//! What was accepted, kept until it is settled; and the numbers that say how much may leave.
+//!
+//! Promises: what [`Spool::apply`] returned is durable. Tokens are reserved in the transaction that marks the items
+//! in flight, and given back in the transaction that settles them, so no caller can send without a reservation or get
+//! the order wrong. Every item is in one state; a body is stored once and lives as long as an item names it.
+//!
+//! One algorithm ([`Spool`]) over one trait of rows ([`Store`]): in memory for tests and simulations, SQLite with body
+//! segments for real. It knows nothing of curves: the [`Gate`] it is handed decides, inside the transaction.
+//!
+//! Plain: [`item`], [`ledger`], [`engine`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`].
+
 pub mod body;
-/// placeholder
-pub trait Gate {}
+pub mod committer;
+pub mod disk;
+pub mod engine;
+pub mod item;
+pub mod ledger;
+pub mod memory;
+pub mod segment;
+pub mod sqlite;
+
+use std::io;
+
+use bytes::Bytes;
+
+pub use body::BodySource;
+pub use engine::Spool;
+pub use item::{BodyId, Item, ItemId, Reservation, State};
+pub use ledger::{Ledger, Row, Turn};
+
+use crate::message::{LaneId, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
+use body::NewBody;
+
+/// Why the spool could not take or return something.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// Too little room; nothing was written. Applications get 452 4.3.1.
+    #[error("the spool has {free_bytes} bytes free and {used_bytes} in use; it keeps {required_bytes} free")]
+    Full {
+        /// Free on the file system.
+        free_bytes: u64,
+        /// Kept free (`queue.disk.min_free`).
+        required_bytes: u64,
+        /// Bodies in the queue.
+        used_bytes: u64,
+    },
+    /// The operating system refused. `doing` completes the sentence "while …". Fatal when it was a commit or a sync:
+    /// what is on disk is then unknown, and only a restart finds out.
+    #[error("while {doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The database refused. Fatal like [`SpoolError::Io`].
+    #[error("while {doing}: {source}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// Another process holds the data directory.
+    #[error("the data directory {0} is in use by another mailramp process")]
+    Locked(String),
+    /// The data directory cannot be used as it is: the text says what to mend.
+    #[error("{0}")]
+    Directory(String),
+    /// The spool has stopped.
+    #[error("the spool has stopped")]
+    Stopped,
+}
+
+/// Who is asking for tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The lane of the recipients.
+    pub lane: LaneId,
+    /// Their stream.
+    pub stream: StreamId,
+    /// How many.
+    pub recipients: u64,
+}
+
+/// Where the recipients of a fresh message go: the first `new` of them to the lane, the rest to the legacy server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Recipients for the lane, now or within the longest wait.
+    pub new: u64,
+    /// When those that still wait go to the legacy server; `None`: never.
+    pub deadline: Option<Timestamp>,
+    /// Why the `new` ones are.
+    pub new_reason: Reason,
+    /// Why the rest are not.
+    pub rest_reason: Reason,
+    /// They count as offered to the ramp.
+    pub offered: bool,
+}
+
+/// What may leave now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// The lane has no limit: no reservation is needed.
+    Unmetered,
+    /// `recipients` (at least one) are granted; the lanes' pace moves to `arrivals`.
+    Some {
+        /// How many, at most as many as asked for.
+        recipients: u64,
+        /// New arrival times of the pace, by lane.
+        arrivals: Vec<(LaneId, Timestamp)>,
+    },
+    /// None before `until`. `stream_only`: other streams of the lane may have some.
+    None {
+        /// The earliest time at which asking again can help.
+        until: Timestamp,
+        /// Only this stream is out of tokens.
+        stream_only: bool,
+    },
+}
+
+/// Decides about quota while the spool holds its transaction. Implementations are pure: same ledger, same answer.
+pub trait Gate: Send + Sync {
+    /// The next change of day that is due at `now`; `None` while the day in force lasts. One day at a time.
+    fn turn(&self, ledger: &Ledger, now: Timestamp) -> Option<Turn>;
+    /// Where fresh recipients go.
+    fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission;
+    /// How many of the asked-for recipients may leave by `new` now.
+    fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant;
+}
+
+/// Connections that stand ready. What is accepted while one does is handed over at once, in the same transaction.
+pub trait Slots: Send + Sync {
+    /// Takes one ready connection of `route`, if there is one.
+    fn take(&self, route: Route) -> bool;
+    /// Gives back what was taken and not used.
+    fn give_back(&self, route: Route, count: usize);
+}
+
+/// No connection ever stands ready: everything waits for a claim.
+pub struct NoSlots;
+
+impl Slots for NoSlots {
+    fn take(&self, _: Route) -> bool {
+        false
+    }
+    fn give_back(&self, _: Route, _: usize) {}
+}
+
+/// Recipients of one message that share a lane and a stream.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Their lane.
+    pub lane: LaneId,
+    /// Their stream.
+    pub stream: StreamId,
+    /// At least one.
+    pub recipients: Vec<Recipient>,
+    /// Set: the gate is not asked, they go there (our own reports, an operator's test).
+    pub only: Option<Route>,
+}
+
+/// A message to be stored.
+#[derive(Clone, Debug)]
+pub struct Accept {
+    /// Its name.
+    pub id: QueueId,
+    /// Envelope sender as received; empty for the null sender.
+    pub reverse_path: Bytes,
+    /// Parameters of MAIL worth repeating.
+    pub parameters: Bytes,
+    /// Its recipients by lane and stream.
+    pub parts: Vec<Part>,
+    /// Its octets.
+    pub body: NewBody,
+}
+
+/// Where a part of an accepted message went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The line.
+    pub queue: Queue,
+    /// Its stream.
+    pub stream: StreamId,
+    /// What it does there.
+    pub state: State,
+    /// How many recipients.
+    pub recipients: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// What became of one recipient of an item that was in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The next hop took it.
+    Relayed,
+    /// Definitely not accepted, not yet final: try again at `due`.
+    Deferred {
+        /// Earliest next attempt.
+        due: Timestamp,
+    },
+    /// No answer to the final dot: used up, try again at `due` on the same route.
+    Unknown {
+        /// Earliest next attempt.
+        due: Timestamp,
+    },
+    /// Nothing was said about it: back in line as it was.
+    Untouched,
+    /// Definitely not accepted by this route; the other one takes it.
+    Rerouted {
+        /// Why.
+        reason: Reason,
+    },
+    /// Final: failed. A report goes with the settle, or the caller asks for a dead letter.
+    Failed,
+    /// Final: failed with nobody to tell. Kept as a dead letter until `until`.
+    Dead {
+        /// How long it is kept.
+        until: Timestamp,
+    },
+    /// Its octets are damaged.
+    Damaged,
+}
+
+/// The outcome of one item that was in flight.
+#[derive(Clone, Debug)]
+pub struct Settle {
+    /// As claimed.
+    pub item: Item,
+    /// What the next hop said, one printable line.
+    pub reply: String,
+    /// End of life of what remains, unless an earlier attempt has set it.
+    pub expires: Timestamp,
+    /// One for each recipient, in order.
+    pub fates: Vec<Fate>,
+    /// A report to the sender about those that failed, stored in the same transaction.
+    pub report: Option<Accept>,
+}
+
+/// Asks for items to send.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// From this line.
+    pub queue: Queue,
+    /// Of these streams, in the order in which they are served.
+    pub streams: Vec<StreamId>,
+    /// At most so many items; connections stand ready for them.
+    pub most_items: usize,
+}
+
+/// What a claim found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimAnswer {
+    /// Items handed over.
+    pub items: usize,
+    /// For each stream asked about, when its first item is due; `None`: the line is empty.
+    pub next_due: Vec<(StreamId, Option<Timestamp>)>,
+    /// The lane refused: asking again helps from here on.
+    pub blocked_until: Option<Timestamp>,
+}
+
+/// An item on its way to a connection, its tokens reserved.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// As stored, in flight.
+    pub item: Item,
+    /// Its octets.
+    pub body: BodySource,
+    /// CRC-32 of the octets.
+    pub crc: u32,
+    /// When the tokens were reserved.
+    pub at: Timestamp,
+}
+
+/// Work beside accept, claim and settle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chore {
+    /// Give waiting items whose deadline has passed to the legacy server, at most so many.
+    MoveOverdue {
+        /// Items in one transaction.
+        most_items: usize,
+    },
+    /// Hand over items that have expired, in flight and without tokens, so that they can be settled as failed.
+    TakeExpired {
+        /// Items in one transaction.
+        most_items: usize,
+    },
+    /// Make deferred items due now, at most so many; `message`: only this one.
+    Flush {
+        /// One message only.
+        message: Option<QueueId>,
+        /// Items in one transaction.
+        most_items: usize,
+    },
+    /// Drop dead letters whose time is over, at most so many.
+    DropDead {
+        /// Items in one transaction.
+        most_items: usize,
+    },
+}
+
+/// What a chore did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChoreAnswer {
+    /// Items touched.
+    pub items: usize,
+    /// Recipients touched.
+    pub recipients: u64,
+    /// When the next item of this kind is due; `None`: there is none.
+    pub next: Option<Timestamp>,
+}
+
+/// A line got items: its stream may have work at `due`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touched {
+    /// The line.
+    pub queue: Queue,
+    /// The stream.
+    pub stream: StreamId,
+    /// When the item is due.
+    pub due: Timestamp,
+}
+
+/// Everything that waited while the previous commit ran. Applied in the order of its fields, in one transaction.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Outcomes first: they free room and tokens.
+    pub settles: Vec<Settle>,
+    /// Then what is owed to connections that stand ready.
+    pub claims: Vec<Claim>,
+    /// Then housekeeping.
+    pub chores: Vec<Chore>,
+    /// Then new mail.
+    pub accepts: Vec<Accept>,
+}
+
+impl Batch {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.settles.is_empty() && self.claims.is_empty() && self.chores.is_empty() && self.accepts.is_empty()
+    }
+}
+
+/// What a committed batch did; the answers stand in the order of the questions.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// One for each claim.
+    pub claims: Vec<ClaimAnswer>,
+    /// One for each chore.
+    pub chores: Vec<ChoreAnswer>,
+    /// One for each accept.
+    pub accepts: Vec<Vec<Placed>>,
+    /// Items to send, from claims and from accepts that found a connection ready.
+    pub handed: Vec<Claimed>,
+    /// Items that have expired: to be settled as failed.
+    pub expired: Vec<Claimed>,
+    /// Lines that got items.
+    pub touched: Vec<Touched>,
+    /// The earliest deadline and expiry among what was written; hints for timers.
+    pub wake: Option<Timestamp>,
+    /// A day began.
+    pub turned: bool,
+}
+
+/// Rows and bodies of one spool. One caller; `begin` … `commit` is one transaction, durable when `commit` returns.
+pub trait Store: Send {
+    /// Everything the ledger was stored as, and the reservations of items in flight.
+    fn ledger_rows(&mut self) -> Result<Vec<Row>, SpoolError>;
+    /// Highest item id ever given, and highest queue id seen.
+    fn last_ids(&mut self) -> Result<(ItemId, QueueId), SpoolError>;
+    /// Opens a transaction.
+    fn begin(&mut self) -> Result<(), SpoolError>;
+    /// Makes everything since `begin` durable.
+    fn commit(&mut self) -> Result<(), SpoolError>;
+    /// Forgets everything since `begin`.
+    fn rollback(&mut self) -> Result<(), SpoolError>;
+    /// Writes one row of the ledger.
+    fn save(&mut self, row: &Row) -> Result<(), SpoolError>;
+    /// Stores a body that `references` items will name.
+    fn insert_body(&mut self, body: &NewBody, message: QueueId, references: u64) -> Result<BodyId, SpoolError>;
+    /// Changes how many items name the body; at zero it is gone.
+    fn reference_body(&mut self, body: BodyId, change: i64) -> Result<(), SpoolError>;
+    /// Where the octets are, and their CRC-32. `None`: the row is gone.
+    fn body(&mut self, body: BodyId) -> Result<Option<(BodySource, u32)>, SpoolError>;
+    /// Adds an item; its id was never used before.
+    fn insert(&mut self, item: &Item) -> Result<(), SpoolError>;
+    /// Replaces the item of that id.
+    fn update(&mut self, item: &Item) -> Result<(), SpoolError>;
+    /// Removes the item.
+    fn remove(&mut self, id: ItemId) -> Result<(), SpoolError>;
+    /// Waiting items of a line and stream that are due, oldest first.
+    fn due(&mut self, queue: Queue, stream: StreamId, now: Timestamp, most: usize) -> Result<Vec<Item>, SpoolError>;
+    /// When the first waiting item of a line and stream is due.
+    fn next_due(&mut self, queue: Queue, stream: StreamId) -> Result<Option<Timestamp>, SpoolError>;
+    /// Waiting items with a deadline, earliest first, up to and with `until`.
+    fn overdue(&mut self, until: Timestamp, most: usize) -> Result<Vec<Item>, SpoolError>;
+    /// Items that wait (or, with `dead`, dead letters) whose life ends at or before `until`, earliest first.
+    fn expired(&mut self, dead: bool, until: Timestamp, most: usize) -> Result<Vec<Item>, SpoolError>;
+    /// Items in `state` with an id above `above`, in the order of their ids.
+    fn in_state(&mut self, state: State, above: ItemId, most: usize) -> Result<Vec<Item>, SpoolError>;
+    /// Bodies that were found damaged when the store was opened.
+    fn damaged(&mut self) -> Vec<BodyId> {
+        Vec::new()
+    }
+    /// Items that name a body. Slow: only for damage.
+    fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError>;
+    /// Items of one message.
+    fn of_message(&mut self, message: QueueId) -> Result<Vec<Item>, SpoolError>;
+    /// Room for new mail; `Err(Full)` with the figures when there is too little. `queued` octets are in the queue.
+    fn room(&mut self, queued: u64) -> Result<(), SpoolError>;
+    /// Gives up the reserve that is kept for settles on a full disk. `false`: there is none left.
+    fn free_ballast(&mut self) -> bool;
+}

@@ -1,0 +1,285 @@
+//! One thread owns the spool and commits everything that arrived while the previous commit ran.
+//!
+//! It waits on a channel, never on a timer: with one writer the latency is one sync, with a hundred the batches form
+//! by themselves. Answers are given after the commit and not before. When a commit fails for want of room, the batch is
+//! applied again without new mail; when it fails in any other way the thread ends with that error, and the process with
+//! it: what is on disk is then unknown, and only a start finds out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::body::NewBody;
+use super::ledger::Ledger;
+use super::{
+    Accept, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, Done, Gate, Placed, Settle, Slots, Spool,
+    SpoolError, Store, Touched,
+};
+use crate::clock::Clock;
+use crate::message::Timestamp;
+
+/// Octets of body in one batch, beyond which the rest waits for the next.
+const BATCH_BYTES: u64 = 8 << 20;
+/// Questions in one batch.
+const BATCH_OPERATIONS: usize = 1024;
+/// Questions that may wait; beyond it those who ask wait.
+const CHANNEL: usize = 4096;
+
+/// Where claimed items go. Called on the committer's thread, after the commit; must not block.
+pub trait Outlet: Slots {
+    /// Items in flight, each for a connection that was taken.
+    fn deliver(&self, items: Vec<Claimed>);
+    /// Items in flight that have expired: to be settled as failed.
+    fn expired(&self, items: Vec<Claimed>);
+    /// Lines that got items, and the earliest deadline or expiry among them.
+    fn touched(&self, lines: Vec<Touched>, wake: Option<Timestamp>);
+}
+
+/// A look at the ledger, run on the committer's thread between two batches.
+type Look = Box<dyn FnOnce(&Ledger, Timestamp) + Send>;
+
+enum Operation {
+    Accept(Box<Accept>, oneshot::Sender<Result<Vec<Placed>, SpoolError>>),
+    Claim(Claim, oneshot::Sender<Result<ClaimAnswer, SpoolError>>),
+    Settle(Box<Settle>),
+    Chore(Chore, oneshot::Sender<Result<ChoreAnswer, SpoolError>>),
+    Look(Look),
+}
+
+/// The way into the committer. Cheap to clone; the thread ends when the last one is gone.
+#[derive(Clone)]
+pub struct SpoolHandle {
+    operations: mpsc::Sender<Operation>,
+    full: Arc<AtomicBool>,
+}
+
+impl SpoolHandle {
+    /// Stores a message. `Ok` means it is on disk; the answer says where its recipients went.
+    pub async fn accept(&self, accept: Accept) -> Result<Vec<Placed>, SpoolError> {
+        let file = match &accept.body {
+            NewBody::File { path, .. } => Some(path.clone()),
+            NewBody::Memory { .. } => None,
+        };
+        let result = self.ask(|answer| Operation::Accept(Box::new(accept), answer)).await;
+        if let (Err(_), Some(path)) = (&result, file) {
+            let _ = std::fs::remove_file(path);
+        }
+        result
+    }
+
+    /// Takes items for connections that stand ready; they come through the outlet.
+    pub async fn claim(&self, claim: Claim) -> Result<ClaimAnswer, SpoolError> {
+        self.ask(|answer| Operation::Claim(claim, answer)).await
+    }
+
+    /// Hands in the outcome of an item. It is written with the next batch; nobody waits for it.
+    pub async fn settle(&self, settle: Settle) -> Result<(), SpoolError> {
+        self.operations.send(Operation::Settle(Box::new(settle))).await.map_err(|_| SpoolError::Stopped)
+    }
+
+    /// Does a piece of housekeeping.
+    pub async fn chore(&self, chore: Chore) -> Result<ChoreAnswer, SpoolError> {
+        self.ask(|answer| Operation::Chore(chore, answer)).await
+    }
+
+    /// Looks at the ledger as of the last commit. `look` runs on the committer's thread and should be short.
+    pub async fn look<R: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Ledger, Timestamp) -> R + Send + 'static,
+    ) -> Result<R, SpoolError> {
+        let (answer, result) = oneshot::channel();
+        let look: Look = Box::new(move |ledger, now| drop(answer.send(look(ledger, now))));
+        self.operations.send(Operation::Look(look)).await.map_err(|_| SpoolError::Stopped)?;
+        result.await.map_err(|_| SpoolError::Stopped)
+    }
+
+    /// The last batch found no room. New mail may still be tried: that is how it is found out that there is some.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    async fn ask<R>(
+        &self,
+        operation: impl FnOnce(oneshot::Sender<Result<R, SpoolError>>) -> Operation,
+    ) -> Result<R, SpoolError> {
+        let (answer, result) = oneshot::channel();
+        self.operations.send(operation(answer)).await.map_err(|_| SpoolError::Stopped)?;
+        result.await.unwrap_or(Err(SpoolError::Stopped))
+    }
+}
+
+/// The committer's thread; joining it says why it ended.
+pub struct Committer {
+    thread: JoinHandle<Result<(), SpoolError>>,
+    died: oneshot::Receiver<()>,
+}
+
+impl Committer {
+    /// Resolves when the thread has ended, on purpose or not.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.died).await;
+    }
+
+    /// Waits for the end. `Err`: the spool is in an unknown state and the process must end (exit 74).
+    pub fn join(self) -> Result<(), SpoolError> {
+        self.thread.join().unwrap_or(Err(SpoolError::Stopped))
+    }
+}
+
+/// Starts the thread that owns `spool`.
+pub fn start<S: Store + 'static>(
+    spool: Spool<S>,
+    gate: Arc<dyn Gate>,
+    outlet: Arc<dyn Outlet>,
+    clock: Arc<dyn Clock>,
+) -> std::io::Result<(SpoolHandle, Committer)> {
+    let (operations, inbox) = mpsc::channel(CHANNEL);
+    let full = Arc::new(AtomicBool::new(false));
+    let handle = SpoolHandle { operations, full: full.clone() };
+    let (alive, died) = oneshot::channel();
+    let worker = Worker { spool, gate, outlet, clock, full, unsettled: Vec::new() };
+    let thread = std::thread::Builder::new().name("committer".into()).spawn(move || {
+        let result = worker.run(inbox);
+        drop(alive);
+        result
+    })?;
+    Ok((handle, Committer { thread, died }))
+}
+
+struct Worker<S> {
+    spool: Spool<S>,
+    gate: Arc<dyn Gate>,
+    outlet: Arc<dyn Outlet>,
+    clock: Arc<dyn Clock>,
+    full: Arc<AtomicBool>,
+    /// Outcomes that a full disk could not take. While there are any, nothing is claimed.
+    unsettled: Vec<Settle>,
+}
+
+/// Who waits for which answer, in the order of the batch.
+#[derive(Default)]
+struct Waiting {
+    accepts: Vec<oneshot::Sender<Result<Vec<Placed>, SpoolError>>>,
+    claims: Vec<oneshot::Sender<Result<ClaimAnswer, SpoolError>>>,
+    chores: Vec<oneshot::Sender<Result<ChoreAnswer, SpoolError>>>,
+}
+
+impl<S: Store> Worker<S> {
+    fn run(mut self, mut inbox: mpsc::Receiver<Operation>) -> Result<(), SpoolError> {
+        while let Some(first) = inbox.blocking_recv() {
+            let mut batch = Batch { settles: std::mem::take(&mut self.unsettled), ..Batch::default() };
+            let mut waiting = Waiting::default();
+            let mut bytes = 0;
+            let mut next = Some(first);
+            let mut count = 0;
+            while let Some(operation) = next {
+                match operation {
+                    Operation::Accept(accept, answer) => {
+                        bytes += accept.body.size();
+                        batch.accepts.push(*accept);
+                        waiting.accepts.push(answer);
+                    }
+                    Operation::Claim(claim, answer) => {
+                        batch.claims.push(claim);
+                        waiting.claims.push(answer);
+                    }
+                    Operation::Settle(settle) => batch.settles.push(*settle),
+                    Operation::Chore(chore, answer) => {
+                        batch.chores.push(chore);
+                        waiting.chores.push(answer);
+                    }
+                    Operation::Look(look) => look(self.spool.ledger(), self.clock.now()),
+                }
+                count += 1;
+                let more = bytes < BATCH_BYTES && count < BATCH_OPERATIONS;
+                next = more.then(|| inbox.try_recv().ok()).flatten();
+            }
+            if !batch.is_empty() {
+                self.commit(batch, waiting)?;
+            }
+        }
+        // Whoever could still ask is gone; what is unsettled will be found in flight at the next start.
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: Batch, waiting: Waiting) -> Result<(), SpoolError> {
+        match self.apply(&batch) {
+            Ok(done) => {
+                self.full.store(false, Ordering::Relaxed);
+                self.answer(done, waiting);
+                Ok(())
+            }
+            Err(SpoolError::Full { free_bytes, required_bytes, used_bytes }) => {
+                self.full.store(true, Ordering::Relaxed);
+                let why = || SpoolError::Full { free_bytes, required_bytes, used_bytes };
+                for answer in waiting.accepts {
+                    let _ = answer.send(Err(why()));
+                }
+                let rest = Batch { accepts: Vec::new(), ..batch };
+                let waiting = Waiting { accepts: Vec::new(), ..waiting };
+                self.commit_without_mail(rest, waiting, why)
+            }
+            Err(fatal) => Err(fatal),
+        }
+    }
+
+    /// The disk is full: what frees room goes first, at the cost of the ballast if need be.
+    fn commit_without_mail(
+        &mut self,
+        batch: Batch,
+        waiting: Waiting,
+        why: impl Fn() -> SpoolError,
+    ) -> Result<(), SpoolError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut result = self.apply(&batch);
+        if matches!(result, Err(SpoolError::Full { .. })) && self.spool.store().free_ballast() {
+            tracing::warn!(event = "spool.ballast", "the disk is full: the reserve was given up to settle deliveries");
+            result = self.apply(&batch);
+        }
+        match result {
+            Ok(done) => self.answer(done, waiting),
+            Err(SpoolError::Full { .. }) => {
+                // Nothing more leaves until these can be written, or a crash now would send them twice.
+                self.unsettled = batch.settles;
+                for answer in waiting.claims {
+                    let _ = answer.send(Err(why()));
+                }
+                for answer in waiting.chores {
+                    let _ = answer.send(Err(why()));
+                }
+            }
+            Err(fatal) => return Err(fatal),
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Result<Done, SpoolError> {
+        self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())
+    }
+
+    fn answer(&self, done: Done, waiting: Waiting) {
+        // Connections first: they can work while the applications read their 250.
+        if !done.handed.is_empty() {
+            self.outlet.deliver(done.handed);
+        }
+        for (placed, answer) in done.accepts.into_iter().zip(waiting.accepts) {
+            let _ = answer.send(Ok(placed));
+        }
+        if !done.expired.is_empty() {
+            self.outlet.expired(done.expired);
+        }
+        if !done.touched.is_empty() || done.wake.is_some() {
+            self.outlet.touched(done.touched, done.wake);
+        }
+        for (found, answer) in done.claims.into_iter().zip(waiting.claims) {
+            let _ = answer.send(Ok(found));
+        }
+        for (found, answer) in done.chores.into_iter().zip(waiting.chores) {
+            let _ = answer.send(Ok(found));
+        }
+    }
+}

@@ -1,0 +1,618 @@
+//! The one algorithm of the spool: what accept, claim and settle do to rows and ledger, in one transaction.
+//!
+//! Written once over [`Store`], so that every back end behaves alike. The ledger in memory is changed along the way;
+//! when a transaction fails it is read anew from the store, so that the two can never drift apart.
+
+use super::item::{BodyId, Item, ItemId, State};
+use super::ledger::{Ledger, Row};
+use super::{
+    Accept, Admission, Ask, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, Done, Fate, Gate, Grant, Part,
+    Placed, Settle, Slots, SpoolError, Store, Touched,
+};
+use crate::message::{Envelope, Queue, QueueId, Reason, Recipient, Route, Timestamp};
+
+/// Items read from a line at once, so that a claim for one never reads thousands.
+const READ_AHEAD: usize = 64;
+/// Items in flight at a crash that are put back in one transaction.
+const RECOVER_AT_ONCE: usize = 1000;
+/// A process that slept for longer than this closes no more than so many empty days.
+const MOST_TURNS: usize = 64;
+
+/// A spool over one back end. Not shared: the committer, or a simulation, owns it.
+pub struct Spool<S> {
+    store: S,
+    ledger: Ledger,
+    last_item: ItemId,
+    last_message: QueueId,
+    latest: Timestamp,
+}
+
+/// What recovery found when the spool was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Items that were in flight when the last process ended; marked `maybe` and back in line.
+    pub in_flight: usize,
+    /// Items whose octets a power cut has damaged; put aside.
+    pub damaged: usize,
+}
+
+impl<S: Store> Spool<S> {
+    /// Opens what `store` holds. Items in flight go back in line: their tokens stay used, their route stays, and they
+    /// are marked `maybe`, since the next hop may have them.
+    pub fn open(mut store: S, now: Timestamp) -> Result<(Self, Recovered), SpoolError> {
+        let ledger = Ledger::restore(&store.ledger_rows()?);
+        let (last_item, last_message) = store.last_ids()?;
+        let mut spool = Spool { store, ledger, last_item, last_message, latest: now };
+        let mut recovered = Recovered::default();
+        loop {
+            spool.store.begin()?;
+            let items = spool.store.in_state(State::InFlight, ItemId(0), RECOVER_AT_ONCE)?;
+            recovered.in_flight += items.len();
+            let done = items.is_empty();
+            for old in items {
+                let mut item = old.clone();
+                if let Some(reservation) = item.reservation.take() {
+                    spool.ledger.release(item.lane, item.stream, reservation, 0, now);
+                }
+                item.state = spool.waiting_state(item.queue);
+                item.maybe = true;
+                item.deadline = None;
+                item.due = now;
+                spool.replace(&old, &item)?;
+            }
+            if done {
+                for body in spool.store.damaged() {
+                    for old in spool.store.of_body(body)? {
+                        let item = Item { state: State::Quarantined, ..old.clone() };
+                        spool.replace(&old, &item)?;
+                        recovered.damaged += 1;
+                    }
+                }
+            }
+            spool.save_and_commit()?;
+            if done {
+                return Ok((spool, recovered));
+            }
+        }
+    }
+
+    /// The numbers as of the last committed batch.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The highest queue id that was ever stored here; new ones must be above it.
+    pub fn last_message(&self) -> QueueId {
+        self.last_message
+    }
+
+    /// The rows themselves, for tests and listings.
+    pub fn store(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// Gives back the rows; what was applied stays applied.
+    pub fn into_store(self) -> S {
+        self.store
+    }
+
+    /// Applies the batch in one transaction and returns when it is durable. On `Err` nothing of it happened.
+    pub fn apply(
+        &mut self,
+        batch: &Batch,
+        gate: &dyn Gate,
+        slots: &dyn Slots,
+        now: Timestamp,
+    ) -> Result<Done, SpoolError> {
+        // A clock that steps back stands still for us until it has caught up.
+        let now = now.max(self.latest);
+        self.store.begin()?;
+        let mut work = Work { done: Done::default(), gate, slots, now, taken: [0; 2] };
+        match self.run(batch, &mut work).and_then(|()| self.save_and_commit()) {
+            Ok(()) => {
+                self.latest = now;
+                Ok(work.done)
+            }
+            Err(error) => {
+                for route in Route::ALL {
+                    slots.give_back(route, work.taken[route as usize]);
+                }
+                self.store.rollback()?;
+                self.ledger = Ledger::restore(&self.store.ledger_rows()?);
+                Err(error)
+            }
+        }
+    }
+
+    fn save_and_commit(&mut self) -> Result<(), SpoolError> {
+        for row in self.ledger.take_changes() {
+            self.store.save(&row)?;
+        }
+        self.store.commit()
+    }
+
+    fn run(&mut self, batch: &Batch, work: &mut Work<'_>) -> Result<(), SpoolError> {
+        for _ in 0..MOST_TURNS {
+            let Some(turn) = work.gate.turn(&self.ledger, work.now) else { break };
+            self.ledger.roll(&turn);
+            work.done.turned = true;
+        }
+        for settle in &batch.settles {
+            self.settle(settle, work)?;
+        }
+        for claim in &batch.claims {
+            let answer = self.claim(claim, work)?;
+            work.done.claims.push(answer);
+        }
+        for chore in &batch.chores {
+            let answer = self.chore(chore, work)?;
+            work.done.chores.push(answer);
+        }
+        if !batch.accepts.is_empty() {
+            self.store.room(self.ledger.queued_bytes())?;
+        }
+        for accept in &batch.accepts {
+            let placed = self.accept(accept, work)?;
+            work.done.accepts.push(placed);
+        }
+        Ok(())
+    }
+
+    // --- accept -------------------------------------------------------------------------------------------------
+
+    fn accept(&mut self, accept: &Accept, work: &mut Work<'_>) -> Result<Vec<Placed>, SpoolError> {
+        let mut items = Vec::with_capacity(accept.parts.len());
+        for part in &accept.parts {
+            self.place(accept, part, &mut items, work);
+        }
+        let body = self.store.insert_body(&accept.body, accept.id, items.len() as u64)?;
+        self.last_message = self.last_message.max(accept.id);
+        let mut placed = Vec::with_capacity(items.len());
+        for mut item in items {
+            item.body = body;
+            self.store.insert(&item)?;
+            self.ledger.enter(&item);
+            placed.push(Placed {
+                queue: item.queue,
+                stream: item.stream,
+                state: item.state,
+                recipients: item.recipients(),
+                reason: item.reason,
+            });
+            if item.state == State::InFlight {
+                self.hand_over(item, work)?;
+            } else {
+                work.touch(&item);
+            }
+        }
+        Ok(placed)
+    }
+
+    /// Splits a part into what goes at once, what waits and what the legacy server takes.
+    fn place(&mut self, accept: &Accept, part: &Part, items: &mut Vec<Item>, work: &mut Work<'_>) {
+        let ask = Ask { lane: part.lane, stream: part.stream, recipients: part.recipients.len() as u64 };
+        let admission = match part.only {
+            Some(route) => Admission {
+                new: if route == Route::New { ask.recipients } else { 0 },
+                deadline: None,
+                new_reason: Reason::Manual,
+                rest_reason: Reason::Manual,
+                offered: false,
+            },
+            None => work.gate.admit(&self.ledger, ask, work.now),
+        };
+        if admission.offered {
+            self.ledger.count_offered(part.lane, part.stream, ask.recipients);
+        }
+        let split = usize::try_from(admission.new).unwrap_or(usize::MAX).min(part.recipients.len());
+        let (mut new, rest) = part.recipients.split_at(split);
+        let lane_queue = Queue::New(part.lane);
+        if !new.is_empty() && self.nobody_waits(lane_queue) && work.take(Route::New) {
+            let (granted, reservation) = self.grant(Ask { recipients: new.len() as u64, ..ask }, work);
+            if granted == 0 {
+                work.untake(Route::New);
+            } else {
+                let (now, later) = new.split_at(granted);
+                let mut item =
+                    self.fresh(accept, part, now, lane_queue, State::InFlight, admission.new_reason, work.now);
+                item.deadline = admission.deadline;
+                item.reservation = reservation;
+                items.push(item);
+                new = later;
+            }
+        }
+        if !new.is_empty() {
+            let state = self.waiting_state(lane_queue);
+            let mut item = self.fresh(accept, part, new, lane_queue, state, admission.new_reason, work.now);
+            item.deadline = admission.deadline;
+            items.push(item);
+        }
+        if !rest.is_empty() {
+            let at_once = self.nobody_waits(Queue::Legacy) && work.take(Route::Legacy);
+            let state = if at_once { State::InFlight } else { State::Ready };
+            items.push(self.fresh(accept, part, rest, Queue::Legacy, state, admission.rest_reason, work.now));
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // one call site each for the three fields that differ
+    fn fresh(
+        &mut self,
+        accept: &Accept,
+        part: &Part,
+        recipients: &[Recipient],
+        queue: Queue,
+        state: State,
+        reason: Reason,
+        now: Timestamp,
+    ) -> Item {
+        Item {
+            id: self.next_item(),
+            message: accept.id,
+            body: BodyId(0),
+            size: accept.body.size(),
+            queue,
+            lane: part.lane,
+            stream: part.stream,
+            state,
+            maybe: false,
+            reason,
+            accepted: now,
+            due: now,
+            deadline: None,
+            expires: None,
+            attempts: 0,
+            reservation: None,
+            envelope: Envelope {
+                reverse_path: accept.reverse_path.clone(),
+                parameters: accept.parameters.clone(),
+                recipients: recipients.to_vec(),
+            },
+            last_reply: String::new(),
+        }
+    }
+
+    // --- claim --------------------------------------------------------------------------------------------------
+
+    fn claim(&mut self, claim: &Claim, work: &mut Work<'_>) -> Result<ClaimAnswer, SpoolError> {
+        let mut answer = ClaimAnswer::default();
+        'streams: for &stream in &claim.streams {
+            while answer.items < claim.most_items {
+                let most = (claim.most_items - answer.items).min(READ_AHEAD);
+                let items = self.store.due(claim.queue, stream, work.now, most)?;
+                if items.is_empty() {
+                    break;
+                }
+                for item in items {
+                    match self.claim_item(item, work)? {
+                        Claiming::Claimed => answer.items += 1,
+                        Claiming::StreamBlocked(until) => {
+                            answer.next_due.push((stream, Some(until)));
+                            continue 'streams;
+                        }
+                        Claiming::Blocked(until) => {
+                            answer.blocked_until = Some(until);
+                            break 'streams;
+                        }
+                    }
+                }
+            }
+            answer.next_due.push((stream, self.store.next_due(claim.queue, stream)?));
+        }
+        Ok(answer)
+    }
+
+    fn claim_item(&mut self, old: Item, work: &mut Work<'_>) -> Result<Claiming, SpoolError> {
+        let ask = Ask { lane: old.lane, stream: old.stream, recipients: old.recipients() };
+        let mut item = old.clone();
+        if let Queue::New(_) = old.queue {
+            match work.gate.grant(&self.ledger, ask, work.now) {
+                Grant::None { until, stream_only } => {
+                    // Never in the past, or the caller would ask again at once and for ever.
+                    let until = until.max(Timestamp(work.now.0 + 1));
+                    return Ok(if stream_only { Claiming::StreamBlocked(until) } else { Claiming::Blocked(until) });
+                }
+                Grant::Unmetered => {}
+                Grant::Some { recipients, arrivals } => {
+                    let granted = recipients.min(ask.recipients);
+                    item.reservation = self.ledger.reserve(ask.lane, ask.stream, granted, &arrivals, work.now);
+                    let granted = granted as usize;
+                    if granted < old.envelope.recipients.len() {
+                        let mut remainder = old.clone();
+                        remainder.envelope.recipients = item.envelope.recipients.split_off(granted);
+                        item.id = self.next_item();
+                        item.state = State::InFlight;
+                        self.replace(&old, &remainder)?;
+                        self.store.reference_body(item.body, 1)?;
+                        self.store.insert(&item)?;
+                        self.ledger.enter(&item);
+                        self.hand_over(item, work)?;
+                        return Ok(Claiming::Claimed);
+                    }
+                }
+            }
+        }
+        item.state = State::InFlight;
+        self.replace(&old, &item)?;
+        self.hand_over(item, work)?;
+        Ok(Claiming::Claimed)
+    }
+
+    /// Tokens for a fresh message: how many recipients, and the reservation when the lane is metered.
+    fn grant(&mut self, ask: Ask, work: &Work<'_>) -> (usize, Option<super::Reservation>) {
+        match work.gate.grant(&self.ledger, ask, work.now) {
+            Grant::None { .. } => (0, None),
+            Grant::Unmetered => (ask.recipients as usize, None),
+            Grant::Some { recipients, arrivals } => {
+                let granted = recipients.min(ask.recipients);
+                let reservation = self.ledger.reserve(ask.lane, ask.stream, granted, &arrivals, work.now);
+                (granted as usize, reservation)
+            }
+        }
+    }
+
+    fn hand_over(&mut self, item: Item, work: &mut Work<'_>) -> Result<(), SpoolError> {
+        if let Some(claimed) = self.with_body(item, work.now)? {
+            work.done.handed.push(claimed);
+        }
+        Ok(())
+    }
+
+    /// Joins an item with its octets. An item whose body is gone is damaged: it is put aside, not sent.
+    fn with_body(&mut self, item: Item, now: Timestamp) -> Result<Option<Claimed>, SpoolError> {
+        match self.store.body(item.body)? {
+            Some((body, crc)) => Ok(Some(Claimed { item, body, crc, at: now })),
+            None => {
+                let mut broken = item.clone();
+                if let Some(reservation) = broken.reservation.take() {
+                    self.ledger.release(item.lane, item.stream, reservation, reservation.recipients, now);
+                }
+                broken.state = State::Quarantined;
+                self.replace(&item, &broken)?;
+                Ok(None)
+            }
+        }
+    }
+
+    // --- settle -------------------------------------------------------------------------------------------------
+
+    fn settle(&mut self, settle: &Settle, work: &mut Work<'_>) -> Result<(), SpoolError> {
+        let old = &settle.item;
+        debug_assert_eq!(settle.fates.len(), old.envelope.recipients.len());
+        let count = |pick: fn(&Fate) -> bool| settle.fates.iter().filter(|f| pick(f)).count() as u64;
+        let relayed = count(|f| matches!(f, Fate::Relayed));
+        let used = relayed + count(|f| matches!(f, Fate::Unknown { .. }));
+        match old.reservation {
+            Some(reservation) => {
+                let refund = reservation.recipients.saturating_sub(used);
+                self.ledger.release(old.lane, old.stream, reservation, refund, work.now);
+            }
+            None if old.queue.route() == Route::New && used > 0 => {
+                self.ledger.count_unmetered(old.lane, used, work.now);
+            }
+            None => {}
+        }
+        if relayed > 0 {
+            self.ledger.count_relayed(old.lane, old.queue, relayed);
+        }
+        let mut rest = self.remainders(settle, work.now).into_iter();
+        match rest.next() {
+            None => {
+                self.store.remove(old.id)?;
+                self.ledger.leave(old);
+                self.store.reference_body(old.body, -1)?;
+            }
+            Some(first) => {
+                self.replace(old, &first)?;
+                work.touch(&first);
+                for mut more in rest {
+                    more.id = self.next_item();
+                    self.store.reference_body(more.body, 1)?;
+                    self.store.insert(&more)?;
+                    self.ledger.enter(&more);
+                    work.touch(&more);
+                }
+            }
+        }
+        if let Some(report) = &settle.report {
+            self.accept(report, work)?;
+        }
+        Ok(())
+    }
+
+    /// The items that remain of a settled one: recipients with the same fate stay together.
+    fn remainders(&self, settle: &Settle, now: Timestamp) -> Vec<Item> {
+        let mut groups: Vec<(Fate, Item)> = Vec::new();
+        for (fate, recipient) in settle.fates.iter().zip(&settle.item.envelope.recipients) {
+            if matches!(fate, Fate::Relayed | Fate::Failed) {
+                continue;
+            }
+            match groups.iter_mut().find(|(f, _)| f == fate) {
+                Some((_, item)) => item.envelope.recipients.push(recipient.clone()),
+                None => groups.push((*fate, self.remainder(settle, *fate, recipient, now))),
+            }
+        }
+        groups.into_iter().map(|(_, item)| item).collect()
+    }
+
+    fn remainder(&self, settle: &Settle, fate: Fate, recipient: &Recipient, now: Timestamp) -> Item {
+        let mut item = settle.item.clone();
+        item.reservation = None;
+        item.envelope.recipients = vec![recipient.clone()];
+        if fate != Fate::Untouched {
+            item.attempts += 1;
+            item.last_reply.clone_from(&settle.reply);
+            item.expires = item.expires.or(Some(settle.expires));
+        }
+        match fate {
+            Fate::Deferred { due } => (item.state, item.due) = (State::Deferred, due),
+            Fate::Unknown { due } => {
+                (item.state, item.due) = (State::Deferred, due);
+                // Only the route that may have it may try again.
+                (item.maybe, item.deadline) = (true, None);
+            }
+            Fate::Untouched => item.state = self.waiting_state(item.queue),
+            Fate::Rerouted { reason } => {
+                (item.state, item.queue, item.reason) = (State::Ready, Queue::Legacy, reason);
+                (item.due, item.deadline) = (now, None);
+            }
+            Fate::Dead { until } => (item.state, item.expires) = (State::Dead, Some(until)),
+            Fate::Damaged => item.state = State::Quarantined,
+            Fate::Relayed | Fate::Failed => unreachable!("has no remainder"),
+        }
+        item
+    }
+
+    // --- chores -------------------------------------------------------------------------------------------------
+
+    fn chore(&mut self, chore: &Chore, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
+        match chore {
+            Chore::MoveOverdue { most_items } => self.move_overdue(*most_items, work),
+            Chore::TakeExpired { most_items } => self.take_expired(*most_items, work),
+            Chore::Flush { message, most_items } => self.flush(*message, *most_items, work),
+            Chore::DropDead { most_items } => self.drop_dead(*most_items, work),
+        }
+    }
+
+    fn move_overdue(&mut self, most: usize, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
+        let mut answer = ChoreAnswer::default();
+        for old in self.store.overdue(work.now, most)? {
+            let mut item = old.clone();
+            (item.queue, item.state, item.reason) = (Queue::Legacy, State::Ready, Reason::MaxWait);
+            (item.due, item.deadline) = (work.now, None);
+            self.replace(&old, &item)?;
+            work.touch(&item);
+            answer.items += 1;
+            answer.recipients += item.recipients();
+        }
+        answer.next = self.store.overdue(Timestamp::NEVER, 1)?.first().and_then(|i| i.deadline);
+        Ok(answer)
+    }
+
+    fn take_expired(&mut self, most: usize, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
+        let mut answer = ChoreAnswer::default();
+        for old in self.store.expired(false, work.now, most)? {
+            let mut item = old.clone();
+            item.state = State::InFlight;
+            self.replace(&old, &item)?;
+            answer.items += 1;
+            answer.recipients += item.recipients();
+            if let Some(claimed) = self.with_body(item, work.now)? {
+                work.done.expired.push(claimed);
+            }
+        }
+        answer.next = self.store.expired(false, Timestamp::NEVER, 1)?.first().and_then(|i| i.expires);
+        Ok(answer)
+    }
+
+    fn flush(&mut self, message: Option<QueueId>, most: usize, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
+        let mut answer = ChoreAnswer::default();
+        let items = match message {
+            Some(id) => self.store.of_message(id)?,
+            None => self.store.in_state(State::Deferred, ItemId(0), most)?,
+        };
+        for old in items.into_iter().filter(|i| i.state == State::Deferred) {
+            let mut item = old.clone();
+            (item.state, item.due) = (self.waiting_state(item.queue), work.now);
+            self.replace(&old, &item)?;
+            work.touch(&item);
+            answer.items += 1;
+            answer.recipients += item.recipients();
+        }
+        Ok(answer)
+    }
+
+    fn drop_dead(&mut self, most: usize, work: &Work<'_>) -> Result<ChoreAnswer, SpoolError> {
+        let mut answer = ChoreAnswer::default();
+        for old in self.store.expired(true, work.now, most)? {
+            self.store.remove(old.id)?;
+            self.ledger.leave(&old);
+            self.store.reference_body(old.body, -1)?;
+            answer.items += 1;
+            answer.recipients += old.recipients();
+        }
+        answer.next = self.store.expired(true, Timestamp::NEVER, 1)?.first().and_then(|i| i.expires);
+        Ok(answer)
+    }
+
+    // --- helpers ------------------------------------------------------------------------------------------------
+
+    fn replace(&mut self, old: &Item, item: &Item) -> Result<(), SpoolError> {
+        self.store.update(item)?;
+        self.ledger.leave(old);
+        self.ledger.enter(item);
+        Ok(())
+    }
+
+    fn next_item(&mut self) -> ItemId {
+        self.last_item = ItemId(self.last_item.0 + 1);
+        self.last_item
+    }
+
+    /// What waiting is called in this line: for a token, or only for a connection.
+    fn waiting_state(&self, queue: Queue) -> State {
+        match queue {
+            Queue::Legacy => State::Ready,
+            Queue::New(lane) => {
+                let metered = |id| self.ledger.lane(id).is_some_and(|l| l.record.limit.is_some());
+                if metered(lane) || metered(crate::message::LaneId::TOTAL) { State::Held } else { State::Ready }
+            }
+        }
+    }
+
+    /// Nothing in the line is waiting for a token or a connection, so a fresh message overtakes nobody.
+    fn nobody_waits(&self, queue: Queue) -> bool {
+        self.ledger
+            .totals()
+            .all(|(q, _, state, total)| q != queue || total.items == 0 || !matches!(state, State::Ready | State::Held))
+    }
+}
+
+enum Claiming {
+    Claimed,
+    StreamBlocked(Timestamp),
+    Blocked(Timestamp),
+}
+
+struct Work<'a> {
+    done: Done,
+    gate: &'a dyn Gate,
+    slots: &'a dyn Slots,
+    now: Timestamp,
+    taken: [usize; 2],
+}
+
+impl Work<'_> {
+    fn take(&mut self, route: Route) -> bool {
+        let took = self.slots.take(route);
+        self.taken[route as usize] += usize::from(took);
+        took
+    }
+
+    fn untake(&mut self, route: Route) {
+        self.taken[route as usize] -= 1;
+        self.slots.give_back(route, 1);
+    }
+
+    /// Notes that an item waits, so that whoever serves its line hears of it.
+    fn touch(&mut self, item: &Item) {
+        if item.state.is_waiting() {
+            self.done.touched.push(Touched { queue: item.queue, stream: item.stream, due: item.due });
+        }
+        for time in [item.deadline, item.expires].into_iter().flatten() {
+            self.done.wake = Some(self.done.wake.map_or(time, |w| w.min(time)));
+        }
+    }
+}
+
+/// Rows of a ledger that a store keeps by key; equal keys replace each other.
+pub(super) fn row_key(row: &Row) -> (u8, i64, i64, i64) {
+    match row {
+        Row::Span(_) => (0, 0, 0, 0),
+        Row::Lane { record, .. } => (1, record.lane.0.into(), 0, 0),
+        Row::Day { lane, record } => (2, lane.0.into(), record.day.0.into(), 0),
+        Row::Slot { lane, slot, .. } => (3, lane.0.into(), slot.0, 0),
+        Row::Stream { lane, stream, day, .. } => (4, lane.0.into(), stream.0.into(), day.0.into()),
+        Row::Total { queue, stream, state, .. } => (5, queue.code(), stream.0.into(), state.code()),
+        Row::Outstanding { .. } => (6, 0, 0, 0),
+    }
+}

@@ -1,0 +1,211 @@
+//! What the spool keeps: items, and the envelope's bytes as they are stored.
+//!
+//! One *item* is one message × one lane with the recipients that share its fate so far. A body is stored once and
+//! counted by its items. Nothing here does I/O.
+
+use bytes::{Buf, BufMut, Bytes};
+
+use crate::message::{Day, Envelope, LaneId, Queue, QueueId, Reason, Recipient, Slot, StreamId, Timestamp};
+
+/// Row id of an item; rises in the order of insertion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ItemId(pub i64);
+
+/// Row id of a body; rises in the order of commit, so the newest rows are the last batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BodyId(pub i64);
+
+/// What an item is doing. The first three wait for something; [`State::InFlight`] is being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Waits for a connection only.
+    Ready,
+    /// Waits for a token of its lane.
+    Held,
+    /// Was tried and delayed; due again later.
+    Deferred,
+    /// Claimed: its tokens are reserved and it may be on the wire.
+    InFlight,
+    /// Failed, and nobody to report to: kept for a while for the operator.
+    Dead,
+    /// Its octets are damaged; never sent, never deleted by us.
+    Quarantined,
+    /// Waits for the operator.
+    Paused,
+}
+
+impl State {
+    /// Every state, in the order of its stored code.
+    pub const ALL: [State; 7] =
+        [State::Ready, State::Held, State::Deferred, State::InFlight, State::Dead, State::Quarantined, State::Paused];
+
+    /// As stored. States below [`State::InFlight`] are those a claim may take; an index relies on it.
+    pub const fn code(self) -> i64 {
+        self as i64
+    }
+
+    /// The state stored as `code`.
+    pub fn from_code(code: i64) -> Option<State> {
+        usize::try_from(code).ok().and_then(|i| State::ALL.get(i).copied())
+    }
+
+    /// The word used in listings, metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Ready => "ready",
+            State::Held => "held",
+            State::Deferred => "deferred",
+            State::InFlight => "inflight",
+            State::Dead => "dead",
+            State::Quarantined => "quarantined",
+            State::Paused => "paused",
+        }
+    }
+
+    /// A claim may take it.
+    pub const fn is_waiting(self) -> bool {
+        matches!(self, State::Ready | State::Held | State::Deferred)
+    }
+}
+
+/// Tokens taken from the ledger for an item in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// The quarter-hour it was charged to.
+    pub slot: Slot,
+    /// The day it was charged to.
+    pub day: Day,
+    /// How many.
+    pub recipients: u64,
+}
+
+/// One message × one lane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Item {
+    /// Row id.
+    pub id: ItemId,
+    /// The message it belongs to.
+    pub message: QueueId,
+    /// Its octets.
+    pub body: BodyId,
+    /// Octets of the body.
+    pub size: u64,
+    /// The line it waits in; for an item in flight, the route it is on.
+    pub queue: Queue,
+    /// The lane of its recipients, also while it is on the legacy server's line.
+    pub lane: LaneId,
+    /// The kind of mail.
+    pub stream: StreamId,
+    /// What it is doing.
+    pub state: State,
+    /// An answer to a final dot was lost: it keeps its route.
+    pub maybe: bool,
+    /// Why it stands in this line.
+    pub reason: Reason,
+    /// When the 250 was earned.
+    pub accepted: Timestamp,
+    /// Not to be tried before.
+    pub due: Timestamp,
+    /// From here on the legacy server takes it.
+    pub deadline: Option<Timestamp>,
+    /// From here on it has failed; set at the first attempt.
+    pub expires: Option<Timestamp>,
+    /// Failed attempts so far.
+    pub attempts: u32,
+    /// Present while in flight on a lane with a limit.
+    pub reservation: Option<Reservation>,
+    /// Who it is for.
+    pub envelope: Envelope,
+    /// What the last next hop said, one printable line; empty before the first attempt.
+    pub last_reply: String,
+}
+
+impl Item {
+    /// Recipients of this item.
+    pub fn recipients(&self) -> u64 {
+        self.envelope.recipients.len() as u64
+    }
+}
+
+const ENVELOPE_VERSION: u8 = 1;
+
+/// The envelope as stored: a version octet, then fields with their length in front.
+pub fn encode_envelope(envelope: &Envelope) -> Vec<u8> {
+    let guess = 16 + envelope.reverse_path.len() + envelope.recipients.iter().map(|r| r.path.len() + 8).sum::<usize>();
+    let mut out = Vec::with_capacity(guess);
+    out.put_u8(ENVELOPE_VERSION);
+    put(&mut out, &envelope.reverse_path);
+    put(&mut out, &envelope.parameters);
+    out.put_u32(envelope.recipients.len() as u32);
+    for recipient in &envelope.recipients {
+        put(&mut out, &recipient.path);
+        put(&mut out, &recipient.parameters);
+    }
+    out
+}
+
+/// Reads back what [`encode_envelope`] wrote. `None`: damaged, or of a version this program does not know.
+pub fn decode_envelope(stored: &[u8]) -> Option<Envelope> {
+    let mut rest = Bytes::copy_from_slice(stored);
+    if rest.try_get_u8().ok()? != ENVELOPE_VERSION {
+        return None;
+    }
+    let (reverse_path, parameters) = (take(&mut rest)?, take(&mut rest)?);
+    let count = rest.try_get_u32().ok()? as usize;
+    // Each recipient takes at least eight octets, so a damaged count cannot make us reserve gigabytes.
+    if count > rest.len() / 8 {
+        return None;
+    }
+    let mut recipients = Vec::with_capacity(count);
+    for _ in 0..count {
+        recipients.push(Recipient { path: take(&mut rest)?, parameters: take(&mut rest)? });
+    }
+    rest.is_empty().then_some(Envelope { reverse_path, parameters, recipients })
+}
+
+fn put(out: &mut Vec<u8>, field: &[u8]) {
+    out.put_u32(field.len() as u32);
+    out.put_slice(field);
+}
+
+fn take(rest: &mut Bytes) -> Option<Bytes> {
+    let len = rest.try_get_u32().ok()? as usize;
+    (len <= rest.len()).then(|| rest.split_to(len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope() -> Envelope {
+        let recipient = |p: &'static str| Recipient { path: p.into(), parameters: Bytes::new() };
+        Envelope {
+            reverse_path: "\"a b\"@example.com".into(),
+            parameters: "BODY=8BITMIME".into(),
+            recipients: vec![recipient("x@example.net"), recipient("postmaster")],
+        }
+    }
+
+    #[test]
+    fn an_envelope_reads_back_octet_by_octet() {
+        assert_eq!(decode_envelope(&encode_envelope(&envelope())), Some(envelope()));
+    }
+
+    #[test]
+    fn a_damaged_envelope_is_refused_and_never_half_read() {
+        let stored = encode_envelope(&envelope());
+        for cut in 0..stored.len() {
+            assert_eq!(decode_envelope(&stored[..cut]), None, "cut at {cut}");
+        }
+        assert_eq!(decode_envelope(&[&stored[..], b"x"].concat()), None, "octets left over");
+        assert_eq!(decode_envelope(&[9, 0, 0, 0, 0]), None, "unknown version");
+    }
+
+    #[test]
+    fn states_read_back_from_their_codes_and_waiting_ones_come_first() {
+        for state in State::ALL {
+            assert_eq!(State::from_code(state.code()), Some(state));
+            assert_eq!(state.is_waiting(), state.code() < State::InFlight.code());
+        }
+    }
+}

@@ -1,0 +1,807 @@
+//! The spool on disk: one SQLite database for rows, segments for bodies, files of their own for the largest.
+//!
+//! Durable means: the segment's octets are synced and the database's commit is synced, both at the same time, before
+//! [`Store::commit`] returns. A row may therefore survive a power cut that its body did not; but only a row of the
+//! last transaction, whose 250 was never said. So each transaction stores how far its segments were known to be synced
+//! before it, and opening checks what lies beyond: good bodies are copied to a fresh segment, bad ones are put aside.
+//!
+//! One writer. A second connection, in a thread of its own, moves the write-ahead log into the database.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row as SqlRow, ToSql, params};
+
+use super::body::NewBody;
+use super::disk::{Ballast, DataDirectory, Watermark, free_and_size, share_of};
+use super::item::{BodyId, Item, ItemId, Reservation, State, decode_envelope, encode_envelope};
+use super::ledger::{HISTORY_DAYS, Row, StreamDay, Total};
+use super::segment::{self, SegmentId, Segments, read_body};
+use super::{BodySource, SpoolError, Store};
+use crate::message::{
+    Day, DayRecord, DaySpan, Envelope, LaneId, LaneRecord, Queue, QueueId, Reason, Slot, StreamId, Timestamp,
+};
+
+/// Bodies up to here lie in the database; larger ones in segments.
+const INLINE_MAX: u64 = 4 << 10;
+const SCHEMA_VERSION: i64 = 1;
+const PAGE_BYTES: u64 = 4096;
+/// Write-ahead log at which the checkpoint thread is woken, on a file system with room for it.
+const CHECKPOINT_BYTES: u64 = 32 << 20;
+/// Times that size at which the committer helps, between two batches, so that the log cannot grow for ever.
+const CHECKPOINT_HELP: u64 = 4;
+const STATEMENTS: usize = 64;
+
+const SCHEMA: &str = "
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+-- data: inline; seg and off: in a segment; neither: the file large/<message>
+CREATE TABLE body(id INTEGER PRIMARY KEY, message INT, refs INT, size INT, crc INT, seg INT, off INT, data BLOB);
+-- synced: end known to be on disk; tail: first body that may lie beyond it
+CREATE TABLE seg(id INTEGER PRIMARY KEY, live INT, synced INT, tail INT);
+CREATE TABLE item(id INTEGER PRIMARY KEY, message INT, body INT, size INT, queue INT, lane INT, stream INT, state INT,
+  maybe INT, reason INT, accepted INT, due INT, deadline INT, expires INT, attempts INT, slot INT, day INT,
+  reserved INT, rcpts INT, envelope BLOB, reply TEXT);
+CREATE INDEX item_line ON item(queue, stream, due, id) WHERE state < 3;
+CREATE INDEX item_deadline ON item(deadline, id) WHERE state < 3 AND deadline IS NOT NULL;
+CREATE INDEX item_expires ON item(expires, id) WHERE state < 3 AND expires IS NOT NULL;
+CREATE INDEX item_dead ON item(expires, id) WHERE state = 4;
+CREATE INDEX item_state ON item(state, id);
+CREATE TABLE total(queue INT, stream INT, state INT, items INT, rcpts INT, bytes INT,
+  PRIMARY KEY(queue, stream, state)) WITHOUT ROWID;
+CREATE TABLE span(one INTEGER PRIMARY KEY CHECK(one = 1), day INT, starts INT, ends INT);
+CREATE TABLE lane(id INTEGER PRIMARY KEY, stage INT, max INT, share REAL, braked_run INT, last_braked INT,
+  complete_run INT, complete INT, stalled_run INT, arrival INT);
+CREATE TABLE slot(lane INT, slot INT, reserved INT, PRIMARY KEY(lane, slot)) WITHOUT ROWID;
+CREATE TABLE day(lane INT, day INT, max INT, stage INT, offered INT, reserved INT, sent INT, legacy INT, braked INT,
+  PRIMARY KEY(lane, day)) WITHOUT ROWID;
+CREATE TABLE stream_day(lane INT, stream INT, day INT, offered INT, reserved INT,
+  PRIMARY KEY(lane, stream, day)) WITHOUT ROWID;
+";
+
+const ITEM: &str = "id, message, body, size, queue, lane, stream, state, maybe, reason, accepted, due, deadline, \
+                    expires, attempts, slot, day, reserved, envelope, reply";
+
+/// Room the spool may use.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskLimits {
+    /// `queue.disk.min_free` in octets.
+    pub min_free: u64,
+    /// `queue.disk.max` in octets.
+    pub max_used: u64,
+}
+
+/// See the module's header.
+pub struct SqliteStore {
+    directory: DataDirectory,
+    connection: Connection,
+    segments: Segments,
+    live: BTreeMap<SegmentId, i64>,
+    change: HashMap<SegmentId, i64>,
+    tails: HashMap<SegmentId, i64>,
+    unlink: Vec<PathBuf>,
+    last_body: i64,
+    damaged: Vec<BodyId>,
+    watermark: Watermark,
+    ballast: Ballast,
+    checkpointer: Checkpointer,
+    sync_hook: Option<SyncHook>,
+}
+
+/// Told of each step of a commit, in order: tests use it to see that nothing is answered before it is synced.
+pub type SyncHook = Box<dyn FnMut(CommitStep) + Send>;
+
+/// A step of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitStep {
+    /// The bodies of this transaction were handed to the system.
+    BodiesWritten,
+    /// The database's commit has returned: its log is synced.
+    DatabaseSynced,
+    /// The segments' sync has returned.
+    BodiesSynced,
+}
+
+fn database(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> SpoolError {
+    move |source| match source.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => full(),
+        _ => SpoolError::Database { doing, source },
+    }
+}
+
+fn system(doing: &'static str) -> impl FnOnce(io::Error) -> SpoolError {
+    move |source| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full(),
+        _ => SpoolError::Io { doing, source },
+    }
+}
+
+fn full() -> SpoolError {
+    SpoolError::Full { free_bytes: 0, required_bytes: 0, used_bytes: 0 }
+}
+
+impl SqliteStore {
+    /// Opens or makes the spool in `directory`, and mends what a power cut may have torn.
+    pub fn open(directory: DataDirectory, limits: DiskLimits) -> Result<Self, SpoolError> {
+        let path = directory.path().to_owned();
+        let (_, size) = free_and_size(&path).map_err(system("asking for free space"))?;
+        let share = share_of(size);
+        let file = path.join("spool.db");
+        let mut connection = connect(&file)?;
+        let checkpointer = Checkpointer::start(&file, CHECKPOINT_BYTES.min(share))?;
+        let log_pages = checkpointer.log_pages.clone();
+        let note = move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
+            log_pages.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        };
+        connection.wal_hook(Some(note)).map_err(database("watching the log"))?;
+        let fresh: bool = connection
+            .query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |r| r.get(0))
+            .map_err(database("reading the database"))?;
+        if fresh {
+            create(&connection)?;
+        }
+        let version: i64 = connection
+            .query_row("SELECT value FROM meta WHERE key = 'schema'", [], |r| r.get(0))
+            .map_err(database("reading the schema's version"))?;
+        if version != SCHEMA_VERSION {
+            return Err(SpoolError::Directory(format!(
+                "{}: written by another version of mailramp (schema {version}, this one knows {SCHEMA_VERSION})",
+                file.display()
+            )));
+        }
+        super::disk::sync_directory(&path).map_err(system("syncing the data directory"))?;
+        let last_body = connection
+            .query_row("SELECT ifnull(max(id), 0) FROM body", [], |r| r.get(0))
+            .map_err(database("reading bodies"))?;
+        let live: BTreeMap<SegmentId, i64> =
+            rows(&connection, "SELECT id, live FROM seg", |r| Ok((r.get(0)?, r.get(1)?)))?.into_iter().collect();
+        let directory_of_segments = path.join("segments");
+        let on_disk = segment::on_disk(&directory_of_segments).map_err(system("listing segments"))?;
+        let next = on_disk.iter().chain(live.keys()).max().map_or(1, |last| last + 1);
+        let segments = Segments::open(directory_of_segments, share, next).map_err(system("opening segments"))?;
+        let mut store = SqliteStore {
+            watermark: Watermark { path: path.clone(), min_free: limits.min_free, max_used: limits.max_used },
+            ballast: Ballast::lay(&path, share, limits.min_free).map_err(system("laying the ballast"))?,
+            checkpointer,
+            directory,
+            connection,
+            segments,
+            live,
+            change: HashMap::new(),
+            tails: HashMap::new(),
+            unlink: Vec::new(),
+            last_body,
+            damaged: Vec::new(),
+            sync_hook: None,
+        };
+        store.mend(&on_disk)?;
+        Ok(store)
+    }
+
+    /// Tells `hook` of each step of each commit from here on.
+    pub fn set_sync_hook(&mut self, hook: SyncHook) {
+        self.sync_hook = Some(hook);
+    }
+
+    /// The data directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Checks what lay beyond the synced end of each segment, and removes files that no row names.
+    fn mend(&mut self, on_disk: &[SegmentId]) -> Result<(), SpoolError> {
+        self.begin()?;
+        let beyond = rows(
+            &self.connection,
+            "SELECT b.id, b.size, b.crc, b.seg, b.off FROM seg s JOIN body b ON b.id >= s.tail AND b.seg = s.id",
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, u64>(1)?, r.get::<_, u32>(2)?, r.get::<_, i64>(3)?, r.get(4)?)),
+        )?;
+        for (id, size, crc, segment, offset) in beyond {
+            match read_body(&self.segments.path(segment), offset, size) {
+                Ok(octets) if crc32fast::hash(&octets) == crc => {
+                    let (to, at) = self.segments.append(octets.into()).map_err(system("copying a body"))?;
+                    *self.change.entry(segment).or_default() -= 1;
+                    *self.change.entry(to).or_default() += 1;
+                    self.tails.entry(to).or_insert(id);
+                    self.execute("UPDATE body SET seg = ?2, off = ?3 WHERE id = ?1", params![id, to, at])?;
+                }
+                _ => self.damaged.push(BodyId(id)),
+            }
+        }
+        self.execute("UPDATE seg SET tail = ?1", params![self.last_body + 1])?;
+        self.commit()?;
+        for id in on_disk {
+            if !self.live.contains_key(id) {
+                self.segments.remove(*id).map_err(system("removing a segment that no row names"))?;
+            }
+        }
+        self.remove_strays()
+    }
+
+    /// Large files whose message was never committed, or is gone.
+    fn remove_strays(&mut self) -> Result<(), SpoolError> {
+        let large = self.directory.path().join("large");
+        for entry in fs::read_dir(&large).map_err(system("listing large bodies"))? {
+            let entry = entry.map_err(system("listing large bodies"))?;
+            let Some(id) = entry.file_name().to_str().and_then(|n| n.parse::<QueueId>().ok()) else { continue };
+            // Rare and few: no index is worth it.
+            let named = self
+                .statement("SELECT 1 FROM body WHERE message = ?1 AND seg IS NULL AND data IS NULL")?
+                .exists([id.0 as i64])
+                .map_err(database("looking for a large body"))?;
+            if !named {
+                fs::remove_file(entry.path()).map_err(system("removing a stray body"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, SpoolError> {
+        self.connection.prepare_cached(sql).map_err(database("preparing a statement"))
+    }
+
+    fn execute(&self, sql: &str, values: &[&dyn ToSql]) -> Result<usize, SpoolError> {
+        self.statement(sql)?.execute(values).map_err(database("writing a row"))
+    }
+
+    fn items(&self, tail: &str, values: &[&dyn ToSql]) -> Result<Vec<Item>, SpoolError> {
+        let mut statement = self.statement(&format!("SELECT {ITEM} FROM item {tail}"))?;
+        let found = statement.query_map(values, read_item).map_err(database("reading items"))?;
+        found.collect::<rusqlite::Result<_>>().map_err(database("reading an item"))
+    }
+
+    fn large_path(&self, message: QueueId) -> PathBuf {
+        self.directory.path().join("large").join(message.to_string())
+    }
+
+    fn hook(&mut self, step: CommitStep) {
+        if let Some(hook) = &mut self.sync_hook {
+            hook(step);
+        }
+    }
+
+    /// Segments that this transaction leaves without a body, apart from the one being written.
+    fn emptied(&self) -> Vec<SegmentId> {
+        let left = |id: &SegmentId| self.live.get(id).copied().unwrap_or(0) + self.change.get(id).copied().unwrap_or(0);
+        let candidates = self.live.keys().chain(self.change.keys());
+        let mut ids: Vec<_> =
+            candidates.filter(|id| left(id) == 0 && !self.segments.is_current(**id)).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    fn write_segment_rows(&mut self) -> Result<Vec<SegmentId>, SpoolError> {
+        let written: Vec<_> = self.segments.written().collect();
+        for w in &written {
+            let tail = self.tails.get(&w.segment).copied().unwrap_or(self.last_body + 1);
+            self.execute(
+                "INSERT INTO seg(id, live, synced, tail) VALUES(?1, 0, ?2, ?3)
+                 ON CONFLICT(id) DO UPDATE SET synced = ?2, tail = ?3",
+                params![w.segment, w.synced, tail],
+            )?;
+        }
+        let emptied = self.emptied();
+        for (id, change) in self.change.iter().filter(|(id, change)| **change != 0 && !emptied.contains(id)) {
+            self.execute("UPDATE seg SET live = live + ?2 WHERE id = ?1", params![id, change])?;
+        }
+        for id in &emptied {
+            self.execute("DELETE FROM seg WHERE id = ?1", params![id])?;
+        }
+        Ok(emptied)
+    }
+
+    fn forget_transaction(&mut self) {
+        self.segments.discard();
+        self.change.clear();
+        self.tails.clear();
+        self.unlink.clear();
+    }
+}
+
+fn connect(file: &Path) -> Result<Connection, SpoolError> {
+    let connection = Connection::open(file).map_err(database("opening the database"))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection
+        .execute_batch(
+            "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+             PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY; PRAGMA busy_timeout = 5000;",
+        )
+        .map_err(database("setting up the database"))?;
+    Ok(connection)
+}
+
+fn create(connection: &Connection) -> Result<(), SpoolError> {
+    connection
+        .execute_batch(&format!(
+            "BEGIN; {SCHEMA} INSERT INTO meta(key, value) VALUES('schema', {SCHEMA_VERSION}); COMMIT;"
+        ))
+        .map_err(database("creating the database"))
+}
+
+fn rows<T>(
+    connection: &Connection,
+    sql: &str,
+    read: impl FnMut(&SqlRow<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>, SpoolError> {
+    let mut statement = connection.prepare(sql).map_err(database("preparing a statement"))?;
+    let found = statement.query_map([], read).map_err(database("reading rows"))?;
+    found.collect::<rusqlite::Result<_>>().map_err(database("reading a row"))
+}
+
+/// A stored item. One whose envelope cannot be read comes back without recipients, quarantined in all but name.
+fn read_item(row: &SqlRow<'_>) -> rusqlite::Result<Item> {
+    let damaged = |column, what: &'static str| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Integer, what.into())
+    };
+    let time =
+        |column| -> rusqlite::Result<Option<Timestamp>> { Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp)) };
+    let envelope: Option<Envelope> = decode_envelope(row.get_ref(18)?.as_blob()?);
+    let slot: Option<i64> = row.get(15)?;
+    Ok(Item {
+        id: ItemId(row.get(0)?),
+        message: QueueId(row.get::<_, i64>(1)? as u64),
+        body: BodyId(row.get(2)?),
+        size: row.get(3)?,
+        queue: Queue::from_code(row.get(4)?).ok_or_else(|| damaged(4, "unknown line"))?,
+        lane: LaneId(row.get(5)?),
+        stream: StreamId(row.get(6)?),
+        state: State::from_code(row.get(7)?).ok_or_else(|| damaged(7, "unknown state"))?,
+        maybe: row.get(8)?,
+        reason: Reason::ALL.get(row.get::<_, usize>(9)?).copied().ok_or_else(|| damaged(9, "unknown reason"))?,
+        accepted: Timestamp(row.get(10)?),
+        due: Timestamp(row.get(11)?),
+        deadline: time(12)?,
+        expires: time(13)?,
+        attempts: row.get(14)?,
+        reservation: match slot {
+            Some(slot) => Some(Reservation { slot: Slot(slot), day: Day(row.get(16)?), recipients: row.get(17)? }),
+            None => None,
+        },
+        envelope: envelope.ok_or_else(|| damaged(18, "unreadable envelope"))?,
+        last_reply: row.get(19)?,
+    })
+}
+
+impl Store for SqliteStore {
+    fn ledger_rows(&mut self) -> Result<Vec<Row>, SpoolError> {
+        let c = &self.connection;
+        let mut all = Vec::new();
+        all.extend(rows(c, "SELECT day, starts, ends FROM span", |r| {
+            let (starts, ends) = (Timestamp(r.get(1)?), Timestamp(r.get(2)?));
+            Ok(Row::Span(DaySpan { day: Day(r.get(0)?), starts, ends }))
+        })?);
+        all.extend(rows(
+            c,
+            "SELECT id, stage, max, share, braked_run, last_braked, complete_run, complete, stalled_run, arrival FROM lane",
+            |r| {
+                let record = LaneRecord {
+                    lane: LaneId(r.get(0)?),
+                    stage: r.get(1)?,
+                    limit: r.get(2)?,
+                    share: r.get(3)?,
+                    braked_run: r.get(4)?,
+                    last_braked: r.get::<_, Option<i32>>(5)?.map(Day),
+                    complete_run: r.get(6)?,
+                    complete: r.get(7)?,
+                    stalled_run: r.get(8)?,
+                };
+                Ok(Row::Lane { record, arrival: Timestamp(r.get(9)?) })
+            },
+        )?);
+        all.extend(rows(
+            c,
+            "SELECT lane, day, max, stage, offered, reserved, sent, legacy, braked FROM day ORDER BY lane, day",
+            |r| {
+                let record = DayRecord {
+                    day: Day(r.get(1)?),
+                    limit: r.get(2)?,
+                    stage: r.get(3)?,
+                    offered: r.get(4)?,
+                    reserved: r.get(5)?,
+                    sent: r.get(6)?,
+                    legacy: r.get(7)?,
+                    braked: r.get(8)?,
+                };
+                Ok(Row::Day { lane: LaneId(r.get(0)?), record })
+            },
+        )?);
+        all.extend(rows(c, "SELECT lane, slot, reserved FROM slot", |r| {
+            Ok(Row::Slot { lane: LaneId(r.get(0)?), slot: Slot(r.get(1)?), reserved: r.get(2)? })
+        })?);
+        all.extend(rows(c, "SELECT lane, stream, day, offered, reserved FROM stream_day", |r| {
+            let counts = StreamDay { offered: r.get(3)?, reserved: r.get(4)? };
+            Ok(Row::Stream { lane: LaneId(r.get(0)?), stream: StreamId(r.get(1)?), day: Day(r.get(2)?), counts })
+        })?);
+        let totals = rows(c, "SELECT queue, stream, state, items, rcpts, bytes FROM total", |r| {
+            let total = Total { items: r.get(3)?, recipients: r.get(4)?, bytes: r.get(5)? };
+            Ok((r.get(0)?, r.get(1)?, r.get(2)?, total))
+        })?;
+        for (queue, stream, state, total) in totals {
+            if let (Some(queue), Some(state)) = (Queue::from_code(queue), State::from_code(state)) {
+                all.push(Row::Total { queue, stream: StreamId(stream), state, total });
+            }
+        }
+        all.extend(rows(c, "SELECT lane, slot, day, reserved FROM item WHERE state = 3 AND slot IS NOT NULL", |r| {
+            let reservation = Reservation { slot: Slot(r.get(1)?), day: Day(r.get(2)?), recipients: r.get(3)? };
+            Ok(Row::Outstanding { lane: LaneId(r.get(0)?), reservation })
+        })?);
+        Ok(all)
+    }
+
+    fn last_ids(&mut self) -> Result<(ItemId, QueueId), SpoolError> {
+        let item = self
+            .connection
+            .query_row("SELECT ifnull(max(id), 0) FROM item", [], |r| r.get(0))
+            .map_err(database("reading the last id"))?;
+        // The newest body carries a queue id close to the highest; ids also rise with the clock.
+        let message: Option<i64> = self
+            .connection
+            .query_row("SELECT max(message) FROM (SELECT message FROM body ORDER BY id DESC LIMIT 1000)", [], |r| {
+                r.get::<_, Option<i64>>(0)
+            })
+            .optional()
+            .map_err(database("reading the last queue id"))?
+            .flatten();
+        Ok((ItemId(item), QueueId(message.unwrap_or(0) as u64)))
+    }
+
+    fn begin(&mut self) -> Result<(), SpoolError> {
+        self.checkpointer.check()?;
+        self.statement("BEGIN IMMEDIATE")?.execute([]).map_err(database("beginning a transaction"))?;
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), SpoolError> {
+        let emptied = self.write_segment_rows()?;
+        let bodies = self.segments.written().next().is_some();
+        let pending = self.segments.write().map_err(system("writing bodies"))?;
+        if bodies {
+            self.hook(CommitStep::BodiesWritten);
+        }
+        // Both syncs run at once: the segment's in its thread, the database's in here.
+        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut s| s.execute([]).map(drop));
+        let synced = pending.wait();
+        committed.map_err(database("committing"))?;
+        self.hook(CommitStep::DatabaseSynced);
+        // The commit stands and its bodies do not: nobody may be told that it worked, and only a restart can mend it.
+        synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
+        if bodies {
+            self.hook(CommitStep::BodiesSynced);
+        }
+        for (id, change) in self.change.drain() {
+            *self.live.entry(id).or_default() += change;
+        }
+        self.tails.clear();
+        for id in emptied {
+            self.live.remove(&id);
+            self.segments.remove(id).map_err(system("removing a segment"))?;
+        }
+        for path in self.unlink.drain(..) {
+            match fs::remove_file(path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(system("removing a large body")(e)),
+                _ => {}
+            }
+        }
+        self.checkpointer.after_commit(&self.connection)
+    }
+
+    fn rollback(&mut self) -> Result<(), SpoolError> {
+        self.forget_transaction();
+        // SQLite may have rolled back by itself, on a full disk for one.
+        if !self.connection.is_autocommit() {
+            self.statement("ROLLBACK")?.execute([]).map_err(database("rolling back"))?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, row: &Row) -> Result<(), SpoolError> {
+        match row {
+            Row::Span(span) => {
+                self.execute(
+                    "INSERT OR REPLACE INTO span(one, day, starts, ends) VALUES(1, ?1, ?2, ?3)",
+                    params![span.day.0, span.starts.0, span.ends.0],
+                )?;
+                self.execute("DELETE FROM day WHERE day < ?1", params![span.day.0 - HISTORY_DAYS as i32])?;
+                self.execute("DELETE FROM stream_day WHERE day < ?1", params![span.day.0 - HISTORY_DAYS as i32])?;
+            }
+            Row::Lane { record: r, arrival } => {
+                self.execute(
+                    "INSERT OR REPLACE INTO lane VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                    params![
+                        r.lane.0,
+                        r.stage,
+                        r.limit,
+                        r.share,
+                        r.braked_run,
+                        r.last_braked.map(|d| d.0),
+                        r.complete_run,
+                        r.complete,
+                        r.stalled_run,
+                        arrival.0
+                    ],
+                )?;
+            }
+            Row::Day { lane, record: r } => {
+                self.execute(
+                    "INSERT OR REPLACE INTO day VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                    params![lane.0, r.day.0, r.limit, r.stage, r.offered, r.reserved, r.sent, r.legacy, r.braked],
+                )?;
+            }
+            Row::Slot { lane, slot, reserved: 0 } => {
+                self.execute("DELETE FROM slot WHERE lane = ?1 AND slot = ?2", params![lane.0, slot.0])?;
+            }
+            Row::Slot { lane, slot, reserved } => {
+                self.execute("INSERT OR REPLACE INTO slot VALUES(?1, ?2, ?3)", params![lane.0, slot.0, reserved])?;
+            }
+            Row::Stream { lane, stream, day, counts } => {
+                self.execute(
+                    "INSERT OR REPLACE INTO stream_day VALUES(?1, ?2, ?3, ?4, ?5)",
+                    params![lane.0, stream.0, day.0, counts.offered, counts.reserved],
+                )?;
+            }
+            Row::Total { queue, stream, state, total } => {
+                self.execute(
+                    "INSERT OR REPLACE INTO total VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+                    params![queue.code(), stream.0, state.code(), total.items, total.recipients, total.bytes],
+                )?;
+            }
+            Row::Outstanding { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn insert_body(&mut self, body: &NewBody, message: QueueId, references: u64) -> Result<BodyId, SpoolError> {
+        let id = self.last_body + 1;
+        let mut place: (Option<SegmentId>, Option<u64>, Option<&Bytes>) = (None, None, None);
+        if let NewBody::Memory { bytes, .. } = body {
+            if body.size() <= INLINE_MAX {
+                place.2 = Some(bytes);
+            } else {
+                let (segment, offset) = self.segments.append(bytes.clone()).map_err(system("making a segment"))?;
+                *self.change.entry(segment).or_default() += 1;
+                self.tails.entry(segment).or_insert(id);
+                (place.0, place.1) = (Some(segment), Some(offset));
+            }
+        }
+        self.execute(
+            "INSERT INTO body(id, message, refs, size, crc, seg, off, data) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                id,
+                message.0 as i64,
+                references,
+                body.size(),
+                body.crc(),
+                place.0,
+                place.1,
+                place.2.map(|b| &b[..])
+            ],
+        )?;
+        self.last_body = id;
+        Ok(BodyId(id))
+    }
+
+    fn reference_body(&mut self, body: BodyId, change: i64) -> Result<(), SpoolError> {
+        if change < 0 {
+            // The common end: the last item goes, and the body with it, in one statement.
+            let gone = self
+                .statement("DELETE FROM body WHERE id = ?1 AND refs <= ?2 RETURNING seg, data IS NULL, message")?
+                .query_row(params![body.0, -change], |r| {
+                    Ok((r.get::<_, Option<i64>>(0)?, r.get::<_, bool>(1)?, r.get::<_, i64>(2)?))
+                })
+                .optional()
+                .map_err(database("removing a body"))?;
+            match gone {
+                Some((Some(segment), ..)) => *self.change.entry(segment).or_default() -= 1,
+                Some((None, true, message)) => self.unlink.push(self.large_path(QueueId(message as u64))),
+                Some(_) => {}
+                None => drop(self.execute("UPDATE body SET refs = refs + ?2 WHERE id = ?1", params![body.0, change])?),
+            }
+        } else {
+            self.execute("UPDATE body SET refs = refs + ?2 WHERE id = ?1", params![body.0, change])?;
+        }
+        Ok(())
+    }
+
+    fn body(&mut self, body: BodyId) -> Result<Option<(BodySource, u32)>, SpoolError> {
+        let found = self
+            .statement("SELECT size, crc, seg, off, data, message FROM body WHERE id = ?1")?
+            .query_row([body.0], |r| {
+                let data = r.get_ref(4)?.as_blob_or_null()?.map(Bytes::copy_from_slice);
+                let segment = r.get::<_, Option<i64>>(2)?.zip(r.get::<_, Option<u64>>(3)?);
+                Ok((r.get::<_, u64>(0)?, r.get::<_, u32>(1)?, segment, data, QueueId(r.get::<_, i64>(5)? as u64)))
+            })
+            .optional()
+            .map_err(database("reading a body"))?;
+        let Some((size, crc, segment, data, message)) = found else { return Ok(None) };
+        if let Some(data) = data {
+            return Ok(Some((BodySource::Memory(data), crc)));
+        }
+        let opened = match segment {
+            Some((segment, _)) => self.segments.reader(segment),
+            None => fs::File::open(self.large_path(message)).map(Arc::new),
+        };
+        match opened {
+            Ok(file) => {
+                let offset = segment.map_or(0, |(_, offset)| offset);
+                Ok(Some((BodySource::File { file, offset, size }, crc)))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(system("opening a body")(e)),
+        }
+    }
+
+    fn insert(&mut self, item: &Item) -> Result<(), SpoolError> {
+        self.write_item("INSERT", item)
+    }
+
+    fn update(&mut self, item: &Item) -> Result<(), SpoolError> {
+        self.write_item("REPLACE", item)
+    }
+
+    fn remove(&mut self, id: ItemId) -> Result<(), SpoolError> {
+        self.execute("DELETE FROM item WHERE id = ?1", params![id.0]).map(drop)
+    }
+
+    fn due(&mut self, queue: Queue, stream: StreamId, now: Timestamp, most: usize) -> Result<Vec<Item>, SpoolError> {
+        self.items(
+            "WHERE state < 3 AND queue = ?1 AND stream = ?2 AND due <= ?3 ORDER BY due, id LIMIT ?4",
+            params![queue.code(), stream.0, now.0, most],
+        )
+    }
+
+    fn next_due(&mut self, queue: Queue, stream: StreamId) -> Result<Option<Timestamp>, SpoolError> {
+        self.statement("SELECT due FROM item WHERE state < 3 AND queue = ?1 AND stream = ?2 ORDER BY due LIMIT 1")?
+            .query_row(params![queue.code(), stream.0], |r| r.get(0).map(Timestamp))
+            .optional()
+            .map_err(database("reading the next due time"))
+    }
+
+    fn overdue(&mut self, until: Timestamp, most: usize) -> Result<Vec<Item>, SpoolError> {
+        self.items(
+            "WHERE state < 3 AND deadline IS NOT NULL AND deadline <= ?1 ORDER BY deadline, id LIMIT ?2",
+            params![until.0, most],
+        )
+    }
+
+    fn expired(&mut self, dead: bool, until: Timestamp, most: usize) -> Result<Vec<Item>, SpoolError> {
+        let tail = match dead {
+            false => "WHERE state < 3 AND expires IS NOT NULL AND expires <= ?1 ORDER BY expires, id LIMIT ?2",
+            true => "WHERE state = 4 AND expires <= ?1 ORDER BY expires, id LIMIT ?2",
+        };
+        self.items(tail, params![until.0, most])
+    }
+
+    fn in_state(&mut self, state: State, above: ItemId, most: usize) -> Result<Vec<Item>, SpoolError> {
+        self.items("WHERE state = ?1 AND id > ?2 ORDER BY id LIMIT ?3", params![state.code(), above.0, most])
+    }
+
+    fn damaged(&mut self) -> Vec<BodyId> {
+        std::mem::take(&mut self.damaged)
+    }
+
+    fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError> {
+        self.items("WHERE body = ?1 ORDER BY id", params![body.0])
+    }
+
+    fn of_message(&mut self, message: QueueId) -> Result<Vec<Item>, SpoolError> {
+        self.items("WHERE message = ?1 ORDER BY id", params![message.0 as i64])
+    }
+
+    fn room(&mut self, queued: u64) -> Result<(), SpoolError> {
+        self.watermark.check(queued)
+    }
+
+    fn free_ballast(&mut self) -> bool {
+        self.ballast.free()
+    }
+}
+
+impl SqliteStore {
+    fn write_item(&mut self, verb: &str, item: &Item) -> Result<(), SpoolError> {
+        let sql = match verb {
+            "INSERT" => concat!(
+                "INSERT",
+                " INTO item VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
+            ),
+            _ => concat!(
+                "REPLACE",
+                " INTO item VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
+            ),
+        };
+        self.execute(
+            sql,
+            params![
+                item.id.0,
+                item.message.0 as i64,
+                item.body.0,
+                item.size,
+                item.queue.code(),
+                item.lane.0,
+                item.stream.0,
+                item.state.code(),
+                item.maybe,
+                item.reason as i64,
+                item.accepted.0,
+                item.due.0,
+                item.deadline.map(|t| t.0),
+                item.expires.map(|t| t.0),
+                item.attempts,
+                item.reservation.map(|r| r.slot.0),
+                item.reservation.map(|r| r.day.0),
+                item.reservation.map(|r| r.recipients),
+                item.recipients(),
+                encode_envelope(&item.envelope),
+                item.last_reply
+            ],
+        )
+        .map(drop)
+    }
+}
+
+/// Moves the write-ahead log into the database beside the committer, so that no commit pays for it.
+struct Checkpointer {
+    wake: mpsc::SyncSender<()>,
+    running: Arc<AtomicBool>,
+    failed: mpsc::Receiver<rusqlite::Error>,
+    every_bytes: u64,
+    /// Pages in the log after the last commit.
+    log_pages: Arc<AtomicU64>,
+}
+
+impl Checkpointer {
+    fn start(file: &Path, every_bytes: u64) -> Result<Self, SpoolError> {
+        let connection = connect(file)?;
+        connection
+            .pragma_update(None, "journal_size_limit", every_bytes)
+            .map_err(database("setting up the checkpoint thread"))?;
+        let (wake, jobs) = mpsc::sync_channel::<()>(1);
+        let (errors, failed) = mpsc::channel();
+        let running = Arc::new(AtomicBool::new(false));
+        let busy = running.clone();
+        let work = move || {
+            for () in jobs {
+                if let Err(error) = checkpoint(&connection) {
+                    let _ = errors.send(error);
+                }
+                busy.store(false, Ordering::Release);
+            }
+        };
+        std::thread::Builder::new().name("checkpoint".into()).spawn(work).map_err(system("starting a thread"))?;
+        Ok(Checkpointer { wake, running, failed, every_bytes, log_pages: Arc::default() })
+    }
+
+    /// A checkpoint that failed is as fatal as a commit that failed.
+    fn check(&self) -> Result<(), SpoolError> {
+        match self.failed.try_recv() {
+            Ok(error) => Err(database("moving the log into the database")(error)),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn after_commit(&self, connection: &Connection) -> Result<(), SpoolError> {
+        let log_bytes = self.log_pages.load(Ordering::Relaxed) * PAGE_BYTES;
+        if log_bytes < self.every_bytes {
+            return Ok(());
+        }
+        if !self.running.swap(true, Ordering::AcqRel) {
+            // Steady writing never lets the thread catch up with the very end, and only then can the log start over.
+            if log_bytes > self.every_bytes * CHECKPOINT_HELP {
+                checkpoint(connection).map_err(database("moving the log into the database"))?;
+            }
+            let _ = self.wake.try_send(());
+        }
+        Ok(())
+    }
+}
+
+fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
+    // The answer says how much was moved; busy readers make it less, which the next round catches up.
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+}
