@@ -1,0 +1,103 @@
+//! Settings that are one word out of a few.
+
+use super::values::{self, Raw, Setting};
+
+/// Writes an enum whose values are spelled as in the settings file.
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+
+        impl $name {
+            pub const ALL: &[$name] = &[$($name::$variant),+];
+
+            /// As in the settings file.
+            pub const fn name(self) -> &'static str {
+                match self { $($name::$variant => $word),+ }
+            }
+        }
+
+        impl Setting for $name {
+            type Value = Self;
+            fn read(raw: &Raw) -> Result<Self, String> {
+                let found = match raw {
+                    Raw::Text(text) => Self::ALL.iter().copied().find(|choice| choice.name() == text),
+                    _ => None,
+                };
+                found.ok_or_else(|| values::must_be_one_of(&Self::ALL.iter().map(|c| c.name()).collect::<Vec<_>>()))
+            }
+        }
+    };
+}
+
+choice!(LogFormat {
+    /// Pretty on a terminal, logfmt otherwise.
+    Auto = "auto",
+    Json = "json",
+    Logfmt = "logfmt",
+    Pretty = "pretty",
+});
+choice!(LogLevel { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" });
+choice!(LogAddresses { Masked = "masked", Hashed = "hashed", Full = "full" });
+choice!(
+    /// What a CR or LF that stands alone gets.
+    BareNewline {
+        Reject = "reject",
+        /// Made CRLF, for every client.
+        Normalize = "normalize",
+    }
+);
+choice!(ListenerTls { Off = "off" });
+choice!(ListenerAuth { Off = "off" });
+choice!(
+    /// How a connection to a server is secured.
+    TlsLevel {
+        Off = "off",
+        /// STARTTLS when offered, any certificate.
+        May = "may",
+        /// TLS or no delivery, any certificate.
+        Encrypt = "encrypt",
+        /// TLS with a certificate that is valid for the configured host, or no delivery.
+        Verify = "verify",
+    }
+);
+choice!(CurveName {
+    Standard = "standard",
+    /// `first_day` × `growth` per stage.
+    Formula = "formula",
+    /// The list in `custom`.
+    Custom = "custom",
+});
+choice!(
+    /// Which days count as a stage.
+    AdvanceOn {
+        /// Days that used at least `min_used` of their limit.
+        SendingDay = "sending-day",
+        Calendar = "calendar",
+    }
+);
+choice!(
+    /// Limits per mailbox provider. Only the total so far.
+    Providers { Off = "off" }
+);
+choice!(OverflowPolicy {
+    /// To the legacy server at once.
+    Legacy = "legacy",
+    /// Wait up to `max_wait` for a token, then legacy.
+    HoldThenLegacy = "hold-then-legacy",
+    /// Wait for a token, however long.
+    Hold = "hold",
+});
+
+/// `tls.level`: "" leaves the choice to us.
+pub(super) struct OptionalTlsLevel;
+impl Setting for OptionalTlsLevel {
+    type Value = Option<TlsLevel>;
+    fn read(raw: &Raw) -> Result<Option<TlsLevel>, String> {
+        match raw {
+            Raw::Text(text) if text.is_empty() => Ok(None),
+            raw => TlsLevel::read(raw).map(Some),
+        }
+    }
+}

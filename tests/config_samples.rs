@@ -1,0 +1,544 @@
+//! The settings as an operator meets them: the samples load, the documented defaults are the coded ones, and
+//! everything that is wrong is said at once, with file, line, key, value and remedy.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mailramp::cli::config as command;
+use mailramp::config::{CurveName, EXIT_CONFIG, Loaded, Origin, OverflowPolicy, Providers, Settings, TlsLevel, Window};
+use mailramp::message::Timestamp;
+use secrecy::ExposeSecret;
+
+const NEW: &str = "[new]\nhost = \"mail2.example.com\"\n";
+
+fn load(text: &str) -> Loaded {
+    Settings::from_toml(text, "test.toml").unwrap_or_else(|faults| panic!("refused:\n{faults}\n{text}"))
+}
+
+fn faults(text: &str) -> Vec<String> {
+    match Settings::from_toml(text, "test.toml") {
+        Ok(_) => Vec::new(),
+        Err(faults) => faults.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+fn samples() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let files = fs::read_dir(folder).expect("conf/ is there").map(|entry| entry.expect("conf/ can be listed").path());
+    files.filter(|path| path.extension().is_some_and(|ending| ending == "toml")).collect()
+}
+
+/// A folder with the settings in `mailramp.toml` and a secret file beside it that others cannot read.
+fn folder(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("mailramp.toml");
+    fs::write(&path, text).expect("the settings can be written");
+    write_secret(&folder.path().join("new.pass"), "0123\n", 0o600);
+    (folder, path)
+}
+
+fn write_secret(path: &Path, text: &str, mode: u32) {
+    fs::write(path, text).expect("the secret can be written");
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode can be set");
+}
+
+fn environment(variables: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> + use<> {
+    variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect::<Vec<_>>().into_iter()
+}
+
+#[test]
+fn every_sample_loads() {
+    assert!(samples().len() >= 2);
+    for sample in samples() {
+        let (_folder, path) = folder(&fs::read_to_string(&sample).expect("a sample can be read"));
+        if let Err(faults) = Settings::load(&path, std::iter::empty()) {
+            panic!("{}:\n{faults}", sample.display());
+        }
+    }
+}
+
+#[test]
+fn documented_defaults_equal_coded_ones() {
+    const EXAMPLES: [&str; 3] = ["new.host", "legacy.host", "warmup.target"];
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/mailramp.toml")).expect("a sample");
+    let documented = load(&text);
+    let coded = load("new = { host = 'a' }\nlegacy = { host = 'b' }\nwarmup = { target = 1 }");
+    let keys = |loaded: &Loaded| {
+        let mut shown = Vec::new();
+        loaded.show(&mut shown, false).expect("a vector takes everything");
+        String::from_utf8(shown).expect("UTF-8").lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let is_example = |line: &&String| EXAMPLES.iter().any(|key| line.starts_with(&format!("{key} =")));
+    let without_examples =
+        |lines: Vec<String>| lines.iter().filter(|line| !is_example(line)).cloned().collect::<Vec<_>>();
+    assert_eq!(without_examples(keys(&documented)), without_examples(keys(&coded)));
+
+    for line in keys(&coded) {
+        let Some((key, _)) = line.split_once(" = ") else { continue };
+        let key = if ["bind", "allow_from", "tls", "auth"].contains(&key) {
+            format!("listeners[0].{key}")
+        } else {
+            key.to_owned()
+        };
+        assert!(matches!(documented.origin(&key), Some(Origin::File { .. })), "conf/mailramp.toml does not say {key}");
+    }
+    assert!(text.contains("# start = 2026-03-02"), "a key without a default is shown in a comment");
+}
+
+#[test]
+fn the_smallest_file_gets_the_documented_values() {
+    let settings = load(NEW).settings;
+    assert_eq!(settings.data_dir, Path::new("data"));
+    assert_eq!(settings.smtp.limits.message, 25_000_000);
+    assert_eq!(settings.smtp.limits.headers, 256 << 10);
+    assert_eq!(settings.smtp.timeouts.data_rate, 500);
+    assert!(!settings.smtp.hostname.is_empty());
+    assert_eq!(settings.listeners.len(), 1);
+    assert_eq!(settings.listeners[0].bind, ["127.0.0.1:2525".parse().expect("an address")]);
+    assert_eq!(settings.listeners[0].allow_from.len(), 2);
+    assert_eq!(settings.new.hosts[0].to_string(), "mail2.example.com:25");
+    assert_eq!(settings.new.helo, settings.smtp.hostname);
+    assert_eq!(settings.new.tls.level, TlsLevel::May);
+    assert_eq!(settings.new.connections, 20);
+    assert!(settings.legacy.is_none() && settings.warmup.is_none());
+    assert_eq!(settings.queue.retry.first(), Some(&Duration::from_secs(60)));
+    assert_eq!(settings.queue.jitter, 0.1);
+}
+
+#[test]
+fn the_minimal_sample_becomes_typed_settings() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/minimal.toml")).expect("a sample");
+    let (_folder, path) = folder(&text);
+    let settings = Settings::load(&path, std::iter::empty()).expect("the sample is right").settings;
+    let credentials = settings.new.credentials.as_ref().expect("a login");
+    assert_eq!((credentials.user.as_str(), credentials.password.expose_secret()), ("relay", "0123"));
+    assert_eq!(settings.new.tls.level, TlsLevel::Verify);
+    let warmup = settings.warmup.expect("a ramp");
+    assert_eq!(warmup.start, Some(jiff::civil::date(2026, 3, 2)));
+    assert_eq!((warmup.curve, warmup.target, warmup.growth), (CurveName::Standard, 12_000, 1.5));
+    assert_eq!((warmup.providers, warmup.overflow.policy), (Providers::Off, OverflowPolicy::HoldThenLegacy));
+    assert_eq!(warmup.pace.window, Window { opens_minute: 0, closes_minute: 1440 });
+    assert_eq!((warmup.pace.hourly, warmup.pace.burst, warmup.pace.is_off()), (0.2, 0.02, false));
+    assert_eq!(settings.data_dir, path.parent().expect("a folder").join("data"));
+    assert!(!format!("{:?}", settings.new).contains("0123"), "a password is not printed by accident");
+}
+
+#[test]
+fn one_server_for_both_routes_and_a_ramp_without_pace_are_legal() {
+    let loaded = load(
+        r#"
+        data_dir = "/var/tmp/x/data"
+        http = { bind = "127.0.0.1:9001" }
+        [smtp]
+        limits = { connections = 20000, per_ip = 20000 }
+        [[listeners]]
+        bind = "127.0.0.1:9000"
+        allow_from = ["127.0.0.0/8"]
+        [new]
+        host = "127.0.0.1:9002"
+        connections = 100
+        [queue]
+        disk = { max = "100GB", min_free = "100MB" }
+        [legacy]
+        host = "127.0.0.1:9002"
+        [warmup]
+        start = 2026-01-01
+        curve = "custom"
+        custom = [1000000000]
+        target = 1000000000
+        providers = "off"
+        pace = { window = "00:00-24:00", hourly = "100%", burst = "100%" }
+        "#,
+    );
+    assert!(loaded.settings.warmup.expect("a ramp").pace.is_off());
+    assert!(loaded.warnings.iter().any(|warning| warning.contains("same server")), "{:?}", loaded.warnings);
+}
+
+#[test]
+fn without_legacy_the_default_overflow_means_hold() {
+    let warmup = load(&format!("{NEW}[warmup]\ntarget = 10")).settings.warmup.expect("a ramp");
+    assert_eq!(warmup.overflow.policy, OverflowPolicy::Hold);
+}
+
+#[test]
+fn without_warmup_a_warning_says_that_nothing_is_limited() {
+    assert!(load(NEW).warnings.iter().any(|warning| warning.contains("nothing is limited")));
+}
+
+/// Below `[new]` in lines 1 and 2. Each: what follows, line, and words that must appear in its only fault.
+const BROKEN: &[(&str, usize, &[&str])] = &[
+    // Not well-formed.
+    ("[warmup]\ntarget = 1\ngrowht = 2.0", 5, &["unknown key `warmup.growht`", "did you mean `growth`?"]),
+    ("[warmup]\ntarket = 5", 4, &["unknown key `warmup.tarket`", "did you mean `target`?"]),
+    ("[colour]\nx = 1", 3, &["unknown key `colour`", "remove it"]),
+    ("[dns]\nservers = []", 3, &["`dns` does not work in this version yet"]),
+    ("[[streams]]\nname = 'x'", 3, &["`streams` does not work in this version yet"]),
+    ("[warmup]\ntarget = 50.7", 4, &["`warmup.target` = 50.7", "must be a whole number"]),
+    ("[warmup]\ntarget = \"50\"", 4, &["`warmup.target` = \"50\"", "without quotes"]),
+    ("[warmup]\ntarget = -5", 4, &["`warmup.target` = -5", "must be a whole number, 0 or more"]),
+    ("[warmup]\ntarget = 99999999999999999999", 4, &["`warmup.target` = 99999999999999999999", "whole number"]),
+    ("[warmup]\ntarget = 5\nstart = 2026-03-02T10:00:00", 5, &["`warmup.start`", "a date such as 2026-03-02"]),
+    ("[warmup]\ntarget = 5\ngrowth = nan", 5, &["`warmup.growth` = nan", "must be a number"]),
+    ("[warmup]\ntarget = 5\npace = { window = '20:00-08:00' }", 5, &["`warmup.pace.window`", "08:00-20:00"]),
+    (
+        "[warmup]\ntarget = 5\npace = { window = '08:00-08:00' }",
+        5,
+        &["`warmup.pace.window`", "such as \"08:00-20:00\""],
+    ),
+    ("[warmup]\ntarget = 5\nproviders = 'auto'", 5, &["`warmup.providers`", "must be \"off\""]),
+    ("[warmup]\ntarget = 5\noverflow = { max_wait = 'auto' }", 5, &["`warmup.overflow.max_wait`", "must be a time"]),
+    ("[queue]\nmax_age = 5", 4, &["`queue.max_age` = 5", "must be a time in quotes"]),
+    ("[queue]\nretry = ['1m', '5']", 4, &["`queue.retry`", "item 2 (\"5\") must be a time"]),
+    ("[queue]\ndisk = '20GB'", 4, &["`queue.disk` = '20GB'", "must be a table"]),
+    ("[smtp]\nlimits = { message = '25' }", 4, &["`smtp.limits.message` = '25'", "such as \"25MB\""]),
+    ("[smtp]\nhostname = 'a b'", 4, &["`smtp.hostname` = 'a b'", "must be a host name"]),
+    ("[log]\nformat = 'xml'", 4, &["`log.format` = 'xml'", "must be one of \"auto\", \"json\""]),
+    ("[[listeners]]\nbind = 'localhost:25'\nallow_from = ['::1']", 4, &["`listeners[0].bind`", "IP address and port"]),
+    (
+        "[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['10.0.0.1/8']",
+        5,
+        &["`listeners[0].allow_from`", "host bits"],
+    ),
+    ("[[listeners]]\nbind = '127.0.0.1:25'\nalow_from = ['::1']", 5, &["`listeners[0].alow_from`", "`allow_from`"]),
+    (
+        "[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['::1']\ntls = 'starttls'",
+        6,
+        &["`listeners[0].tls`", "must be \"off\""],
+    ),
+    (
+        "[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['::1']\nstream = 'x'",
+        6,
+        &["stream` does not work in this version"],
+    ),
+    ("[listeners]\nbind = '127.0.0.1:25'", 3, &["`listeners`", "[[listeners]]"]),
+    ("[queue]\nretry = ['1m', '2m', '3m', '4m', '5m', '6m', '7m', '8m', '9m', '10m', 5]", 4, &["…: item 11 (5)"]),
+    ("x = [1", 3, &["not TOML"]),
+    // Well-formed, and impossible or unsafe.
+    ("[legacy]\nhelo = 'a'", 3, &["`legacy.host` is missing", "must name a server"]),
+    ("[legacy]\nhost = []", 4, &["`legacy.host` = []", "must name a server"]),
+    ("[warmup]\ncurve = 'standard'", 3, &["`warmup.target` is missing", "such as 12000"]),
+    ("[warmup]\ntarget = 0", 4, &["`warmup.target` = 0", "such as 12000"]),
+    ("[warmup]\ntarget = 5\ncurve = 'custom'", 3, &["`warmup.custom` = []", "such as [50, 100, 200]"]),
+    ("[warmup]\ntarget = 5\ncurve = 'custom'\ncustom = [5, 0, 9]\n", 6, &["`warmup.custom` = [5, 0, 9]", "not 0"]),
+    ("[warmup]\ntarget = 5\ncurve = 'custom'\ncustom = [5, 4]", 6, &["`warmup.custom`", "4 comes after 5"]),
+    ("[warmup]\ntarget = 5\ncustom = [5]", 5, &["`warmup.custom` = [5]", "the curve be \"custom\""]),
+    ("[warmup]\ntarget = 5\nfirst_day = 0", 5, &["`warmup.first_day` = 0", "must be from 1"]),
+    ("[warmup]\ntarget = 5\ngrowth = 0.9", 5, &["`warmup.growth` = 0.9", "must be from 1 to 10"]),
+    ("[warmup]\ntarget = 5\nmax_step = 0.5", 5, &["`warmup.max_step` = 0.5", "above 1"]),
+    ("[warmup]\ntarget = 5\nadvance = { min_used = '0%' }", 5, &["`warmup.advance.min_used`", "calendar"]),
+    ("[warmup]\ntarget = 5\npace = { hourly = '4%' }", 5, &["`warmup.pace.hourly` = \"4%\"", "at least \"4.6%\""]),
+    ("[warmup]\ntarget = 5\npace = { window = '08:00-09:00' }", 5, &["`warmup.pace.hourly`", "widen the window"]),
+    ("[warmup]\ntarget = 5\npace = { burst = '30%' }", 5, &["`warmup.pace.burst` = \"30%\"", "\"20%\""]),
+    ("[warmup]\ntarget = 5\noverflow = { policy = 'legacy' }", 5, &["`warmup.overflow.policy`", "\"hold\""]),
+    (
+        "[warmup]\ntarget = 5\noverflow = { max_wait = '0s' }",
+        5,
+        &["`warmup.overflow.max_wait`", "from \"1s\" to \"7d\""],
+    ),
+    ("[warmup]\ntarget = 5\nstart = 2199-01-01", 5, &["`warmup.start` = 2199-01-01", "without [legacy]"]),
+    ("[queue]\nretry = []", 4, &["`queue.retry` = []", "must hold 1 to 100 delays"]),
+    ("[queue]\ndisk = { max = '1MB' }", 4, &["`queue.disk.max` = \"1MB\"", "at least `smtp.limits.message`, \"25MB\""]),
+    ("[queue]\ndisk = { min_free = '0B' }", 4, &["`queue.disk.min_free`", "from \"1MiB\""]),
+    ("[smtp]\nlimits = { recipients = 50 }", 4, &["`smtp.limits.recipients` = 50", "from 100 to 100000"]),
+    ("[smtp]\nlimits = { connections = 0 }", 4, &["`smtp.limits.connections` = 0", "from 1"]),
+    ("[smtp]\nlimits = { message = '1KiB' }", 4, &["`smtp.limits.message` = \"1KiB\"", "from \"64KiB\" to \"4GiB\""]),
+    ("[smtp]\ntimeouts = { idle = '0s' }", 4, &["`smtp.timeouts.idle` = \"0s\"", "from \"1s\" to \"1h\""]),
+    ("[http]\nbind = '0.0.0.0:8825'", 4, &["`http.bind` = \"0.0.0.0:8825\"", "must be a loopback address"]),
+    ("[[listeners]]\nbind = '0.0.0.0:25'", 3, &["`listeners[0].allow_from` = []", "must name the networks"]),
+    ("[[listeners]]\nallow_from = ['::1']", 3, &["`listeners[0].bind` is missing", "127.0.0.1:2525"]),
+    ("[[listeners]]\nbind = '0.0.0.0:25'\nallow_from = ['0.0.0.0/0']", 5, &["`listeners[0].allow_from`", "open relay"]),
+    ("[[listeners]]\nbind = '[::]:25'\nallow_from = ['::/0']", 5, &["`listeners[0].allow_from`", "open relay"]),
+    ("[[listeners]]\nbind = '[::]:25'\nallow_from = ['::ffff:0:0/96']", 5, &["allow_from", "open relay"]),
+    ("[[listeners]]\nbind = '[::]:25'\nallow_from = ['::/80']", 5, &["allow_from", "open relay"]),
+    ("[[listeners]]\nbind = '127.0.0.1:8825'\nallow_from = ['::1']", 4, &["`listeners[0].bind`", "`http.bind` has it"]),
+    ("[[listeners]]\nbind = ['127.0.0.1:25', '127.0.0.1:25']\nallow_from = ['::1']", 4, &["again"]),
+    ("[legacy]\nhost = 'localhost:2525'", 4, &["`legacy.host`", "one of our own listeners"]),
+    (
+        "[legacy]\nhost = 'a'\ntls = { level = 'off', implicit = true }",
+        5,
+        &["`legacy.tls.implicit` = true", "must be false"],
+    ),
+    (
+        "[legacy]\nhost = 'a'\nauth = { user = 'x' }",
+        5,
+        &["`legacy.auth.user` = \"x\"", "set `legacy.auth.password_file`"],
+    ),
+    ("[legacy]\nhost = 'a'\nauth = { password = 'x' }", 5, &["`legacy.auth.user` = \"\"", "must name the user"]),
+    (
+        "[legacy]\nhost = 'a'\nauth = { user = 'x', password = 'y' }\ntls = { level = 'may' }",
+        6,
+        &["`legacy.tls.level` = \"may\"", "verified TLS only"],
+    ),
+    ("[legacy]\nhost = '192.0.2.1'\nsource_ip = '::1'", 5, &["`legacy.source_ip` = \"::1\"", "IPv4 or IPv6"]),
+    ("[legacy]\nhost = 'a'\ntls = { ca_file = '/none.pem' }", 5, &["`legacy.tls.ca_file`", "PEM", "/none.pem"]),
+];
+
+#[test]
+fn each_fault_names_file_line_key_value_and_remedy() {
+    for (text, line, words) in BROKEN {
+        let found = faults(&format!("{NEW}{text}"));
+        assert_eq!(found.len(), 1, "{text}\n{found:#?}");
+        assert!(found[0].starts_with(&format!("test.toml:{line}:")), "line {line}: {}", found[0]);
+        for word in *words {
+            assert!(found[0].contains(word), "{word:?} is not in: {}", found[0]);
+        }
+    }
+}
+
+#[test]
+fn faults_at_the_top_of_the_file_are_found_too() {
+    for (text, words) in [
+        ("", "test.toml  `new.host` is missing: must name a server"),
+        ("data_dir = ''\nnew = { host = 'a' }", "test.toml:1:12  `data_dir` = \"\": must name a directory"),
+        (
+            "timezone = 'Mars/Base'\nnew = { host = 'a' }",
+            "test.toml:1:12  `timezone` = 'Mars/Base': must be an IANA time zone",
+        ),
+        (
+            "hostname = 'a'\nnew = { host = 'a' }",
+            "test.toml:1:1  unknown key `hostname`, did you mean `smtp.hostname`?",
+        ),
+        (
+            "new = { host = '127.0.0.1:2525' }",
+            "test.toml:1:16  `new.host` = \"127.0.0.1:2525\": must not be one of our own",
+        ),
+        ("[nwe]\nhost = 'a'", "test.toml:1:2  unknown key `nwe`, did you mean `new`?"),
+    ] {
+        let found = faults(text);
+        assert!(found.len() == 1 && found[0].starts_with(words), "{found:#?}");
+    }
+}
+
+#[test]
+fn a_missing_section_is_reported_beside_an_unknown_one() {
+    let found = faults("[colour]\nx = 1");
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].contains("`colour`") && found[1].contains("`new.host` is missing"), "{found:#?}");
+}
+
+#[test]
+fn a_wildcard_listener_is_recognised_as_ourselves() {
+    let text = "[[listeners]]\nbind = ['0.0.0.0:25', '[::]:25']\nallow_from = ['10.0.0.0/8']\n[new]\nhost = 'HOST'\n";
+    for ourselves in ["127.0.0.1", "localhost", "[::1]:25", "0.0.0.0"] {
+        assert!(faults(&text.replace("HOST", ourselves))[0].contains("`new.host`"), "{ourselves}");
+    }
+    assert_eq!(faults(&text.replace("HOST", "192.0.2.1")), [""; 0]);
+    assert_eq!(faults(&text.replace("HOST", "127.0.0.1:26")), [""; 0]);
+}
+
+#[test]
+fn a_start_in_the_future_is_legal_with_a_legacy_server() {
+    load(&format!("{NEW}[legacy]\nhost = 'b'\n[warmup]\nstart = 2199-01-01\ntarget = 5"));
+}
+
+#[test]
+fn the_start_is_judged_by_the_day_in_the_configured_zone() {
+    let (_folder, path) = folder(&format!("timezone = 'Asia/Tokyo'\n{NEW}[warmup]\nstart = 2026-03-02\ntarget = 5"));
+    let evening_before_in_utc = Timestamp::from_seconds(1_772_380_800); // 2026-03-01T16:00Z, 2026-03-02T01:00 in Tokyo
+    assert!(Settings::load_at(&path, std::iter::empty(), evening_before_in_utc).is_ok());
+    let earlier = Timestamp::from_seconds(1_772_380_800 - 2 * 3600);
+    assert!(Settings::load_at(&path, std::iter::empty(), earlier).is_err());
+}
+
+#[test]
+fn all_faults_of_a_file_are_reported_at_once_in_its_order() {
+    let text = r#"
+colour = "red"
+[new]
+host = 25
+[smtp]
+limits = { recipients = 50.7, errors = "20", per_ip = 0 }
+[warmup]
+tarket = 5
+growth = 0.5
+pace = { burst = "50%" }
+[queue]
+retry = []
+"#;
+    let found = faults(text);
+    let expected = [
+        "test.toml:2:1  unknown key `colour`",
+        "test.toml:4:8  `new.host` = 25",
+        "test.toml:6:25  `smtp.limits.recipients` = 50.7",
+        "test.toml:6:40  `smtp.limits.errors` = \"20\"",
+        "test.toml:6:55  `smtp.limits.per_ip` = 0",
+        "test.toml:8:1  unknown key `warmup.tarket`, did you mean `target`?",
+        "test.toml:9:10  `warmup.growth` = 0.5",
+        "test.toml:10:18  `warmup.pace.burst` = \"50%\"",
+        "test.toml:12:9  `queue.retry` = []",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}\nshould start with\n{expected}");
+    }
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let (_folder, path) = folder(&format!("{NEW}[smtp]\nhostname = 'file.example'\nlimits = {{ errors = 5 }}"));
+    let variables = [
+        ("MAILRAMP__SMTP__HOSTNAME", "env.example"),
+        ("MAILRAMP__SMTP__LIMITS__RECIPIENTS", "500"),
+        ("MAILRAMP__SMTP__NORMALIZE_FROM", "10.0.0.0/8, ::1"),
+        ("MAILRAMP__NEW__HOST", "a.example:587,b.example"),
+        ("MAILRAMP__NEW__AUTH__USER", "0123"),
+        ("MAILRAMP__NEW__AUTH__PASSWORD", "0123"),
+        ("MAILRAMP__LEGACY__HOST", "old.example"),
+        ("MAILRAMP__WARMUP__TARGET", "12000"),
+        ("MAILRAMP__WARMUP__START", "2026-03-02"),
+        ("MAILRAMP__WARMUP__GROWTH", "2"),
+        ("MAILRAMP__QUEUE__RETRY", "1m,2m"),
+        ("MAILRAMP_CONFIG", "is another's"),
+        ("PATH", "is none of ours"),
+    ];
+    let loaded = Settings::load(&path, environment(&variables)).unwrap_or_else(|faults| panic!("{faults}"));
+    let settings = &loaded.settings;
+    assert_eq!(settings.smtp.hostname, "env.example");
+    assert_eq!((settings.smtp.limits.recipients, settings.smtp.limits.errors), (500, 5));
+    assert_eq!(settings.smtp.normalize_from.len(), 2);
+    assert_eq!(
+        settings.new.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["a.example:587", "b.example:25"]
+    );
+    let credentials = settings.new.credentials.as_ref().expect("a login");
+    assert_eq!((credentials.user.as_str(), credentials.password.expose_secret()), ("0123", "0123"));
+    assert!(settings.legacy.is_some());
+    let warmup = settings.warmup.as_ref().expect("a ramp");
+    assert_eq!((warmup.target, warmup.growth, warmup.start), (12_000, 2.0, Some(jiff::civil::date(2026, 3, 2))));
+    assert_eq!(settings.queue.retry.len(), 2);
+    assert_eq!(loaded.origin("smtp.hostname"), Some(&Origin::Variable("MAILRAMP__SMTP__HOSTNAME".to_owned())));
+    assert!(matches!(loaded.origin("smtp.limits.errors"), Some(Origin::File { line: 5, .. })));
+    assert_eq!(loaded.origin("smtp.limits.per_ip"), Some(&Origin::Default));
+}
+
+#[test]
+fn a_fault_in_the_environment_names_the_variable() {
+    let (_folder, path) = folder(NEW);
+    for (variable, value, words) in [
+        ("MAILRAMP__SMTP__LIMITS__RECIPIENTS", "50.7", "`smtp.limits.recipients` = \"50.7\": must be a whole number"),
+        ("MAILRAMP__SMTP__LIMITS__RECIPIENTS", "0500", "`smtp.limits.recipients` = \"0500\": must be a whole number"),
+        ("MAILRAMP__SMTP__LIMITS__RECIPIENTS", "5", "`smtp.limits.recipients` = 5: must be from 100"),
+        ("MAILRAMP__NEW__TLS__IMPLICIT", "yes", "`new.tls.implicit` = \"yes\": must be true or false"),
+        ("MAILRAMP__WARMUP__TARKET", "5", "unknown key `warmup.tarket`, did you mean MAILRAMP__WARMUP__TARGET?"),
+        ("MAILRAMP__HOSTNAME", "a", "unknown key `hostname`, did you mean MAILRAMP__SMTP__HOSTNAME?"),
+        ("MAILRAMP__SMTP__hostname", "a", "write it in capitals: MAILRAMP__SMTP__HOSTNAME"),
+        ("MAILRAMP__SMTP", "a", "`smtp` is a table; set one of its keys"),
+        ("MAILRAMP__DNS__TIMEOUT", "5s", "`dns.timeout` does not work in this version yet"),
+        ("MAILRAMP__LISTENERS__0__BIND", "a", "listeners come from the settings file only"),
+        ("MAILRAMP__QUEUE__RETRY", "1m 2m", "items separated by commas"),
+    ] {
+        let faults = Settings::load(&path, environment(&[(variable, value)])).expect_err(variable).to_string();
+        assert!(faults.starts_with(&format!("environment variable {variable}  ")), "{faults}");
+        assert!(faults.contains(words) && faults.lines().count() == 1, "{words:?} is not in: {faults}");
+    }
+}
+
+#[test]
+fn faults_of_file_and_environment_are_reported_together_without_secrets() {
+    let (_folder, path) =
+        folder(&format!("{NEW}auth = {{ user = 'x', password = 77 }}\n[smtp]\nlimits = {{ errors = 0 }}"));
+    let variables = [("MAILRAMP__LEGACY__AUTH__PASSWORD", "sesame\n"), ("MAILRAMP__QUEUE__JITTER", "ten")];
+    let faults = Settings::load(&path, environment(&variables)).expect_err("four faults").0;
+    let text = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(!text.contains("sesame") && !text.contains("77"), "{text}");
+    for key in [
+        "`new.auth.password` = (hidden)",
+        "`smtp.limits.errors`",
+        "`legacy.auth.password` = (hidden)",
+        "`queue.jitter`",
+    ] {
+        assert!(text.contains(key), "{key}: {text}");
+    }
+}
+
+#[test]
+fn secrets_that_others_can_read_are_refused() {
+    let (folder, path) = folder(&format!("{NEW}auth = {{ user = 'x', password_file = 'new.pass' }}"));
+    assert!(Settings::load(&path, std::iter::empty()).is_ok());
+    for (text, mode, words) in
+        [("0123\n", 0o644, "must not be readable by others"), ("", 0o600, "one line"), ("a\nb\n", 0o600, "one line")]
+    {
+        write_secret(&folder.path().join("new.pass"), text, mode);
+        let faults = Settings::load(&path, std::iter::empty()).expect_err(words).to_string();
+        assert!(faults.contains("`new.auth.password_file` = \"new.pass\"") && faults.contains(words), "{faults}");
+    }
+    fs::remove_file(folder.path().join("new.pass")).expect("it was there");
+    let faults = Settings::load(&path, std::iter::empty()).expect_err("no file").to_string();
+    assert!(faults.contains("No such file"), "{faults}");
+}
+
+#[test]
+fn a_password_in_the_settings_needs_settings_that_others_cannot_read() {
+    let (_folder, path) = folder(&format!("{NEW}auth = {{ user = 'x', password = 'sesame' }}"));
+    write_secret(&path, &fs::read_to_string(&path).expect("it was written"), 0o644);
+    let faults = Settings::load(&path, std::iter::empty()).expect_err("readable").to_string();
+    assert!(faults.contains("`new.auth.password` = \"(hidden)\"") && faults.contains("chmod 600"), "{faults}");
+    write_secret(&path, &fs::read_to_string(&path).expect("it was written"), 0o600);
+    let loaded = Settings::load(&path, std::iter::empty()).expect("private");
+    assert!(!format!("{loaded:?}").contains("sesame"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_fault_with_its_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let missing = folder.path().join("none.toml");
+    for (path, words) in [(missing.as_path(), "No such file"), (folder.path(), "is a directory")] {
+        let faults = Settings::load(path, std::iter::empty()).expect_err(words).to_string();
+        assert!(faults.starts_with(&path.display().to_string()) && faults.contains(words), "{faults}");
+    }
+    fs::write(&missing, b"a = 1\nb = \"\xff\"").expect("it can be written");
+    let faults = Settings::load(&missing, std::iter::empty()).expect_err("not UTF-8").to_string();
+    assert!(faults.contains("line 2 is not UTF-8"), "{faults}");
+}
+
+#[test]
+fn config_check_ends_with_78_and_every_fault() {
+    let (_folder, path) = folder("[warmup]\ntarket = 5\ngrowth = 0.5");
+    let mut out = Vec::new();
+    assert_eq!(command::check(&path, std::iter::empty(), &mut out).expect("a vector"), EXIT_CONFIG);
+    let out = String::from_utf8(out).expect("UTF-8");
+    assert_eq!(out.lines().count(), 3, "{out}");
+    assert!(out.contains(&format!("{}:2:1  unknown key `warmup.tarket`, did you mean `target`?\n", path.display())));
+
+    let (_folder, path) = self::folder(NEW);
+    let mut out = Vec::new();
+    assert_eq!(command::check(&path, std::iter::empty(), &mut out).expect("a vector"), 0);
+    assert!(String::from_utf8(out).expect("UTF-8").contains("the settings are valid"));
+}
+
+#[test]
+fn config_show_prints_every_key_with_its_origin_and_no_secret() {
+    let (_folder, path) = folder(&format!("{NEW}auth = {{ user = 'x', password_file = 'new.pass' }}"));
+    let variables = [
+        ("MAILRAMP__LEGACY__HOST", "b"),
+        ("MAILRAMP__LEGACY__AUTH__PASSWORD", "sesame"),
+        ("MAILRAMP__LEGACY__AUTH__USER", "y"),
+    ];
+    let mut out = Vec::new();
+    assert_eq!(command::show(&path, environment(&variables), true, &mut out).expect("a vector"), 0);
+    let out = String::from_utf8(out).expect("UTF-8");
+    let line =
+        |start: &str| out.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}\n{out}"));
+    assert!(line("new.host = \"mail2.example.com\"").ends_with(&format!("# {}:2:8", path.display())));
+    assert!(line("legacy.host = [\"b\"]").ends_with("# environment variable MAILRAMP__LEGACY__HOST"));
+    assert!(line("queue.max_age = \"5d\"").ends_with("# default"));
+    assert!(line("bind = \"127.0.0.1:2525\"").ends_with("# default"));
+    assert!(line("legacy.auth.password = \"(hidden)\"").contains("MAILRAMP__LEGACY__AUTH__PASSWORD"));
+    assert!(!out.contains("sesame") && !out.contains("0123"));
+}
+
+#[test]
+fn what_config_show_prints_loads_again_and_means_the_same() {
+    let text = "[[listeners]]\nbind = ['10.0.0.1:25']\nallow_from = ['10.0.0.0/8']\n[[listeners]]\nbind = '127.0.0.1:25'\n\
+                allow_from = ['::1']\n[new]\nhost = ['a:1', 'b']\n[warmup]\nstart = 2026-03-02\ntarget = 5\n";
+    let shown = |loaded: &Loaded| {
+        let mut out = Vec::new();
+        loaded.show(&mut out, false).expect("a vector takes everything");
+        String::from_utf8(out).expect("UTF-8")
+    };
+    let first = load(text);
+    let again = load(&shown(&first));
+    assert_eq!(format!("{:?}", first.settings), format!("{:?}", again.settings));
+}
