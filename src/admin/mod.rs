@@ -87,7 +87,8 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
     } = &metrics.mirrored;
 
     for (route, status) in [(Route::New, &snapshot.new), (Route::Legacy, &snapshot.legacy)] {
-        upstream_up.of(route).set(i64::from(status.configured && status.up));
+        // A route that is not there is not down: an alert on 0 must stay quiet for a relay without legacy server.
+        upstream_up.of(route).set(i64::from(!status.configured || status.up));
         upstream_connections.of(route).set(i64::from(status.connections));
     }
 
@@ -137,6 +138,17 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_route_that_is_not_configured_does_not_count_as_down() {
+        let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
+        let mut snapshot = fake::snapshot();
+        snapshot.new.up = false;
+        snapshot.legacy = api::RouteStatus::default();
+        mirror(&metrics, &snapshot);
+        let up = &metrics.mirrored.upstream_up;
+        assert_eq!((up.of(Route::New).get(), up.of(Route::Legacy).get()), (0, 1));
     }
 
     #[test]
