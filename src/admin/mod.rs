@@ -1,1 +1,168 @@
-//! (to be written)
+//! What operators and monitoring see of a running relay.
+//!
+//! [`api`] has the plain types; [`server`] answers HTTP (metrics and probes; nothing there changes anything);
+//! [`control`] answers the commands of the same machine's operator over a Unix socket. Both know the relay only as a
+//! [`Backend`], so they work the same on a fake one.
+//!
+//! Not here: pages, tokens, and anything that changes the ramp.
+
+pub mod api;
+pub mod control;
+#[cfg(test)]
+pub(crate) mod fake;
+mod readiness;
+pub mod server;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use crate::message::Route;
+use crate::metrics::{Label, Metrics, Mirrored, QueueState, seconds};
+use api::{DayState, FlushAnswer, QueueFilter, QueuePage, Snapshot};
+
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The relay, as the admin plane asks it.
+pub trait Backend: Send + Sync + 'static {
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, BackendError>>;
+
+    /// The oldest messages that match, at most `limit`.
+    fn queue(&self, filter: QueueFilter, limit: usize) -> BoxFuture<'_, Result<QueuePage, BackendError>>;
+
+    /// Makes all that match due at once; quota and route stay as they are. With `dry_run` only counts them.
+    fn flush(&self, filter: QueueFilter, dry_run: bool) -> BoxFuture<'_, Result<FlushAnswer, BackendError>>;
+
+    /// The SMTP listeners that should be answering now; none once the relay is stopping.
+    fn listeners(&self) -> Vec<ListenerProbe>;
+}
+
+/// Why the relay has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// Not ready yet, stopping, or the spool does not answer.
+    #[error("{0}")]
+    Unavailable(String),
+    /// What was asked for makes no sense here, such as a stream that does not exist.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How readiness tests one SMTP listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerProbe {
+    /// As bound; an unspecified address is tried on loopback.
+    pub address: SocketAddr,
+    pub depth: ProbeDepth,
+}
+
+/// How far a probe goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeDepth {
+    /// The listener admits loopback without AUTH: up to RCPT of this address, then RSET.
+    Recipient(String),
+    /// Greeting and EHLO.
+    Greeting,
+    /// TLS from the first octet: that it takes a connection.
+    Connect,
+}
+
+/// Sets the scrape-time gauges.
+pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
+    let Mirrored {
+        upstream_up,
+        upstream_connections,
+        warmup_day,
+        warmup_limit_recipients,
+        warmup_sent_recipients,
+        warmup_target_recipients,
+        warmup_tokens,
+        warmup_paused,
+        warmup_complete,
+        warmup_day_end_timestamp_seconds,
+        queue_messages,
+        queue_bytes,
+        queue_oldest_message_timestamp_seconds,
+        spool_free_bytes,
+    } = &metrics.mirrored;
+
+    for (route, status) in [(Route::New, &snapshot.new), (Route::Legacy, &snapshot.legacy)] {
+        // A route that is not there is not down: an alert on 0 must stay quiet for a relay without legacy server.
+        upstream_up.of(route).set(i64::from(!status.configured || status.up));
+        upstream_connections.of(route).set(i64::from(status.connections));
+    }
+
+    let warmup = &snapshot.warmup;
+    warmup_day.set(warmup.day.map_or(0, i64::from));
+    warmup_limit_recipients.set(warmup.limit.map_or(f64::INFINITY, |limit| limit as f64));
+    warmup_sent_recipients.set(whole(warmup.sent));
+    warmup_target_recipients.set(warmup.target.map_or(0, whole));
+    warmup_tokens.set(warmup.tokens.map_or(f64::INFINITY, |tokens| tokens as f64));
+    warmup_paused.set(i64::from(matches!(warmup.state, DayState::Paused { .. })));
+    warmup_complete.set(i64::from(warmup.state == DayState::Complete));
+    warmup_day_end_timestamp_seconds.set(seconds(warmup.day_ends));
+
+    for state in QueueState::ALL {
+        let totals = snapshot.queue.of(*state);
+        queue_messages.of(*state).set(whole(totals.messages));
+        queue_bytes.of(*state).set(whole(totals.bytes));
+        queue_oldest_message_timestamp_seconds.of(*state).set(totals.oldest.map_or(0.0, seconds));
+    }
+    spool_free_bytes.set(whole(snapshot.spool.free_bytes));
+}
+
+fn whole(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Build;
+
+    #[test]
+    fn gauges_repeat_what_the_snapshot_says() {
+        let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
+        mirror(&metrics, &fake::snapshot());
+        let text = metrics.render();
+        for line in [
+            "mailramp_warmup_day 9",
+            "mailramp_warmup_limit_recipients 1281",
+            "mailramp_warmup_sent_recipients 1017",
+            "mailramp_warmup_tokens 0",
+            "mailramp_queue_messages{state=\"held\"} 12",
+            "mailramp_queue_oldest_message_timestamp_seconds{state=\"ready\"} 0",
+            "mailramp_queue_oldest_message_timestamp_seconds{state=\"held\"} 1773156960",
+            "mailramp_upstream_connections{route=\"legacy\"} 5",
+            "mailramp_spool_free_bytes 18200000000",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_is_not_configured_does_not_count_as_down() {
+        let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
+        let mut snapshot = fake::snapshot();
+        snapshot.new.up = false;
+        snapshot.legacy = api::RouteStatus::default();
+        mirror(&metrics, &snapshot);
+        let up = &metrics.mirrored.upstream_up;
+        assert_eq!((up.of(Route::New).get(), up.of(Route::Legacy).get()), (0, 1));
+    }
+
+    #[test]
+    fn a_complete_ramp_has_an_infinite_limit_and_no_number_that_is_none() {
+        let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
+        let mut snapshot = fake::snapshot();
+        snapshot.warmup.state = DayState::Complete;
+        snapshot.warmup.limit = None;
+        snapshot.warmup.tokens = None;
+        mirror(&metrics, &snapshot);
+        let gauges = &metrics.mirrored;
+        assert_eq!(gauges.warmup_complete.get(), 1);
+        assert_eq!(gauges.warmup_limit_recipients.get(), f64::INFINITY);
+        assert_eq!(gauges.warmup_tokens.get(), f64::INFINITY);
+        assert!(!metrics.render().contains("NaN"));
+    }
+}

@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::config::{EXIT_CONFIG, Settings};
+use super::{Context, Failure, exit};
+use crate::config::{EXIT_CONFIG, Settings, process_environment};
 
 /// Arguments of `mailramp config`. The settings file itself is an option of every command.
 #[derive(Debug, clap::Args)]
@@ -36,6 +37,16 @@ pub fn run(
         ConfigCommand::Check => check(path, env, out),
         ConfigCommand::Show { origin } => show(path, env, origin, out),
     }
+}
+
+/// [`run`] as a command of the tree.
+pub fn command(args: &ConfigArgs, context: &mut Context<'_>) -> Result<(), Failure> {
+    let path = context.config_path()?;
+    let mut text = Vec::new();
+    let code = run(args, &path, process_environment(), &mut text)
+        .map_err(|error| Failure::new(exit::IO, format!("{}: {error}", path.display())))?;
+    context.write(&String::from_utf8_lossy(&text))?;
+    if code == exit::OK { Ok(()) } else { Err(Failure::new(code, "the settings cannot be used")) }
 }
 
 /// Prints every fault, or that there is none, and the warnings.

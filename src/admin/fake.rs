@@ -1,0 +1,130 @@
+//! A relay that is not there, for tests.
+
+use std::sync::Mutex;
+
+use super::api::*;
+use super::{Backend, BackendError, BoxFuture, ListenerProbe};
+use crate::message::Timestamp;
+
+/// Tuesday 10 March 2026, 17:48 in Berlin: the sample of the operator's manual.
+pub fn snapshot() -> Snapshot {
+    let now = Timestamp::from_seconds(1_773_161_280);
+    let ago = |seconds: i64| Timestamp::from_seconds(now.seconds() - seconds);
+    let totals = |messages, bytes, oldest| StateTotals { messages, recipients: messages, bytes, oldest };
+    Snapshot {
+        version: "0.1.0".into(),
+        now,
+        warmup: Warmup {
+            state: DayState::Ramping,
+            day: Some(9),
+            days_planned: Some(15),
+            limit: Some(1281),
+            used: 1019,
+            sent: 1017,
+            target: Some(12_000),
+            tokens: Some(0),
+            next_token_at: Some(ago(-41)),
+            pace_per_hour: Some(256),
+            day_ends: ago(-6 * 3600 - 12 * 60),
+            zone: "Europe/Berlin".into(),
+        },
+        today: Today { new: 1019, legacy: 8402, held: 12 },
+        oldest_held: Some(OldestHeld {
+            accepted: ago(4320),
+            stream: "digest".into(),
+            deadline: Some(ago(4320 - 14_400)),
+        }),
+        new: RouteStatus { configured: true, up: true, connections: 3, last_error: None },
+        legacy: RouteStatus { configured: true, up: true, connections: 5, last_error: None },
+        queue: QueueTotals {
+            held: totals(12, 96_000, Some(ago(4320))),
+            ready: totals(0, 0, None),
+            deferred: totals(3, 41_000, Some(ago(7380))),
+            inflight: totals(1, 8_000, Some(ago(1))),
+        },
+        spool: SpoolStatus { free_bytes: 18_200_000_000, required_bytes: 1_000_000_000, accepting: true },
+    }
+}
+
+pub fn page() -> QueuePage {
+    let now = snapshot().now;
+    let row = |id: &str, age: i64, stream: &str, state, to: &str, attempts, next: i64, reply: &str| QueueRow {
+        id: id.into(),
+        accepted: Timestamp::from_seconds(now.seconds() - age),
+        stream: stream.into(),
+        state,
+        route: None,
+        to: MaskedAddress::of(to.as_bytes()),
+        recipients: 1,
+        bytes: 20_500,
+        attempts,
+        next: Some(Timestamp::from_seconds(now.seconds() + next)),
+        last_reply: reply.into(),
+    };
+    QueuePage {
+        rows: vec![
+            row("01K5Y7Q2M8R4", 4320, "digest", ItemState::Held, "dora@outlook.com", 0, 3120, "over quota"),
+            row(
+                "01K5Y6ZZ01AB",
+                7380,
+                "notify",
+                ItemState::Deferred,
+                "al@corp.ex",
+                4,
+                840,
+                "451 4.7.1 grey\x1b[2Jlisted",
+            ),
+        ],
+        messages: 2,
+        recipients: 2,
+        now,
+    }
+}
+
+/// Answers with the samples; remembers what was really flushed.
+#[derive(Default)]
+pub struct FakeBackend {
+    pub broken: bool,
+    pub full: bool,
+    pub listeners: Vec<ListenerProbe>,
+    pub flushed: Mutex<Vec<QueueFilter>>,
+}
+
+impl FakeBackend {
+    fn or_broken<T: Send + 'static>(&self, answer: T) -> BoxFuture<'_, Result<T, BackendError>> {
+        let broken = self.broken;
+        Box::pin(async move {
+            if broken { Err(BackendError::Unavailable("the spool does not answer".into())) } else { Ok(answer) }
+        })
+    }
+}
+
+impl Backend for FakeBackend {
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, BackendError>> {
+        let mut snapshot = snapshot();
+        snapshot.spool.accepting = !self.full;
+        self.or_broken(snapshot)
+    }
+
+    fn queue(&self, filter: QueueFilter, limit: usize) -> BoxFuture<'_, Result<QueuePage, BackendError>> {
+        let mut page = page();
+        page.rows.retain(|row| filter.state.is_none_or(|state| state == row.state));
+        page.messages = page.rows.len() as u64;
+        page.rows.truncate(limit);
+        self.or_broken(page)
+    }
+
+    fn flush(&self, filter: QueueFilter, dry_run: bool) -> BoxFuture<'_, Result<FlushAnswer, BackendError>> {
+        if filter.stream.as_deref() == Some("nosuch") {
+            return Box::pin(async { Err(BackendError::Refused("there is no stream `nosuch`".into())) });
+        }
+        if !dry_run {
+            self.flushed.lock().unwrap().push(filter);
+        }
+        self.or_broken(FlushAnswer { messages: 2, recipients: 2, bytes: 41_000, dry_run })
+    }
+
+    fn listeners(&self) -> Vec<ListenerProbe> {
+        self.listeners.clone()
+    }
+}
