@@ -18,7 +18,7 @@ use super::{
     SpoolError, Store, Touched,
 };
 use crate::clock::Clock;
-use crate::message::Timestamp;
+use crate::message::{Queue, Timestamp};
 
 /// Octets of body in one batch, beyond which the rest waits for the next.
 const BATCH_BYTES: u64 = 8 << 20;
@@ -33,8 +33,8 @@ pub trait Outlet: Slots {
     fn deliver(&self, items: Vec<Claimed>);
     /// Items in flight that have expired: to be settled as failed.
     fn expired(&self, items: Vec<Claimed>);
-    /// Lines that got items, and the earliest deadline or expiry among them.
-    fn touched(&self, lines: Vec<Touched>, wake: Option<Timestamp>);
+    /// Lines that got items, lines whose lane got tokens back, and the earliest deadline or expiry of the items.
+    fn touched(&self, lines: Vec<Touched>, refunded: Vec<Queue>, wake: Option<Timestamp>);
 }
 
 /// A look at the ledger, run on the committer's thread between two batches.
@@ -272,8 +272,8 @@ impl<S: Store> Worker<S> {
         if !done.expired.is_empty() {
             self.outlet.expired(done.expired);
         }
-        if !done.touched.is_empty() || done.wake.is_some() {
-            self.outlet.touched(done.touched, done.wake);
+        if !done.touched.is_empty() || !done.refunded.is_empty() || done.wake.is_some() {
+            self.outlet.touched(done.touched, done.refunded, done.wake);
         }
         for (found, answer) in done.claims.into_iter().zip(waiting.claims) {
             let _ = answer.send(Ok(found));

@@ -290,7 +290,7 @@ impl<S: Store> Spool<S> {
                             continue 'streams;
                         }
                         Claiming::Blocked(until) => {
-                            answer.blocked_until = Some(until);
+                            answer.blocked = Some((stream, until));
                             break 'streams;
                         }
                     }
@@ -385,6 +385,9 @@ impl<S: Store> Spool<S> {
             Some(reservation) => {
                 let refund = reservation.recipients.saturating_sub(used);
                 self.ledger.release(old.lane, old.stream, reservation, refund, work.now);
+                if refund > 0 && !work.done.refunded.contains(&old.queue) {
+                    work.done.refunded.push(old.queue);
+                }
             }
             None if old.queue.route() == Route::New && used > 0 => {
                 self.ledger.count_unmetered(old.lane, used, work.now);

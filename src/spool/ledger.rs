@@ -98,6 +98,11 @@ impl LaneLedger {
         self.streams.get(&(stream, day)).copied().unwrap_or_default()
     }
 
+    /// The first day of which offers of `stream` are remembered.
+    pub fn stream_since(&self, stream: StreamId) -> Option<Day> {
+        self.streams.range((stream, Day(i32::MIN))..).next().filter(|((s, _), _)| *s == stream).map(|((_, d), _)| *d)
+    }
+
     /// Recipients in flight with a reservation.
     pub fn outstanding(&self) -> u64 {
         self.outstanding.values().sum()

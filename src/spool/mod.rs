@@ -256,8 +256,8 @@ pub struct ClaimAnswer {
     pub items: usize,
     /// For each stream asked about, when its first item is due; `None`: the line is empty.
     pub next_due: Vec<(StreamId, Option<Timestamp>)>,
-    /// The lane refused: asking again helps from here on.
-    pub blocked_until: Option<Timestamp>,
+    /// The lane refused this stream: asking again for it, or for those after it, helps from here on.
+    pub blocked: Option<(StreamId, Timestamp)>,
 }
 
 /// An item on its way to a connection, its tokens reserved.
@@ -357,6 +357,8 @@ pub struct Done {
     pub expired: Vec<Claimed>,
     /// Lines that got items.
     pub touched: Vec<Touched>,
+    /// Lines whose lane got tokens back.
+    pub refunded: Vec<Queue>,
     /// The earliest deadline and expiry among what was written; hints for timers.
     pub wake: Option<Timestamp>,
     /// A day began.

@@ -1,0 +1,166 @@
+//! Which line is served next, and when to look again. Plain: no clocks, no sockets.
+//!
+//! In memory there is one entry for each line and stream that has mail, not one for each message: when its first item
+//! may be due. The entry is a hint that a claim corrects.
+
+use std::collections::BTreeMap;
+
+use crate::message::{Queue, StreamId, Timestamp};
+use crate::spool::{ClaimAnswer, Touched};
+
+/// See the module's header.
+#[derive(Debug, Default)]
+pub struct Schedule {
+    /// Streams in the order in which they are served.
+    order: Vec<StreamId>,
+    heads: BTreeMap<(Queue, StreamId), Timestamp>,
+    /// The lane refused this stream, and so all that come after it, until then.
+    blocked: BTreeMap<Queue, (usize, Timestamp)>,
+    housekeeping: Option<Timestamp>,
+}
+
+impl Schedule {
+    /// Serves streams in `order`; others come last.
+    pub fn new(order: Vec<StreamId>) -> Self {
+        Schedule { order, ..Schedule::default() }
+    }
+
+    /// Lines got items; deadlines or expiries come up at `wake`.
+    pub fn touched(&mut self, lines: impl IntoIterator<Item = Touched>, wake: Option<Timestamp>) {
+        for line in lines {
+            let head = self.heads.entry((line.queue, line.stream)).or_insert(line.due);
+            *head = (*head).min(line.due);
+        }
+        if let Some(wake) = wake {
+            self.housekeeping = Some(self.housekeeping.map_or(wake, |h| h.min(wake)));
+        }
+    }
+
+    /// Tokens came back: the lane is worth another look.
+    pub fn refunded(&mut self, queue: Queue) {
+        self.blocked.remove(&queue);
+    }
+
+    /// Lines with something to claim at `now`, and the streams to ask for, in order.
+    pub fn due(&mut self, now: Timestamp) -> Vec<(Queue, Vec<StreamId>)> {
+        self.blocked.retain(|_, (_, until)| *until > now);
+        let mut lines: BTreeMap<Queue, Vec<(usize, StreamId)>> = BTreeMap::new();
+        for (&(queue, stream), due) in &self.heads {
+            let rank = self.rank(stream);
+            if *due <= now && self.blocked.get(&queue).is_none_or(|(first, _)| rank < *first) {
+                lines.entry(queue).or_default().push((rank, stream));
+            }
+        }
+        let in_order = |mut streams: Vec<(usize, StreamId)>| {
+            streams.sort_unstable();
+            streams.into_iter().map(|(_, stream)| stream).collect()
+        };
+        lines.into_iter().map(|(queue, streams)| (queue, in_order(streams))).collect()
+    }
+
+    /// What a claim has found.
+    pub fn claimed(&mut self, queue: Queue, answer: &ClaimAnswer) {
+        for (stream, next) in &answer.next_due {
+            match next {
+                Some(due) => drop(self.heads.insert((queue, *stream), *due)),
+                None => drop(self.heads.remove(&(queue, *stream))),
+            }
+        }
+        if let Some((stream, until)) = answer.blocked {
+            self.blocked.insert(queue, (self.rank(stream), until));
+        }
+    }
+
+    /// Deadlines or expiries may have come by `now`.
+    pub fn housekeeping_is_due(&self, now: Timestamp) -> bool {
+        self.housekeeping.is_some_and(|at| at <= now)
+    }
+
+    /// Housekeeping was done; the next is due at `next`.
+    pub fn housekept(&mut self, next: Option<Timestamp>) {
+        self.housekeeping = next;
+    }
+
+    /// The next time at which anything here is due, for lines that `serves` says can be served.
+    pub fn wake_at(&self, serves: impl Fn(Queue) -> bool) -> Option<Timestamp> {
+        let lines = self.heads.iter().filter(|((queue, _), _)| serves(*queue)).map(|((queue, stream), due)| {
+            match self.blocked.get(queue) {
+                Some((first, until)) if self.rank(*stream) >= *first => (*due).max(*until),
+                _ => *due,
+            }
+        });
+        lines.chain(self.housekeeping).min()
+    }
+
+    fn rank(&self, stream: StreamId) -> usize {
+        self.order.iter().position(|s| *s == stream).unwrap_or(self.order.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::LaneId;
+
+    const LANE: Queue = Queue::New(LaneId::TOTAL);
+    const URGENT: StreamId = StreamId(1);
+    const BULK: StreamId = StreamId(2);
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_seconds(seconds)
+    }
+
+    fn schedule(heads: &[(Queue, StreamId, i64)]) -> Schedule {
+        let mut schedule = Schedule::new(vec![URGENT, BULK]);
+        let touched = heads.iter().map(|(queue, stream, due)| Touched { queue: *queue, stream: *stream, due: at(*due) });
+        schedule.touched(touched, None);
+        schedule
+    }
+
+    #[test]
+    fn streams_are_asked_for_in_their_order_and_only_when_due() {
+        let mut s = schedule(&[(LANE, BULK, 5), (LANE, URGENT, 5), (Queue::Legacy, BULK, 9)]);
+        assert_eq!(s.due(at(4)), []);
+        assert_eq!(s.due(at(5)), [(LANE, vec![URGENT, BULK])]);
+        assert_eq!(s.wake_at(|_| true), Some(at(5)));
+        assert_eq!(s.wake_at(|q| q == Queue::Legacy), Some(at(9)));
+    }
+
+    #[test]
+    fn a_lane_that_refused_a_stream_is_left_alone_by_it_and_those_after_it_but_not_by_those_before() {
+        let mut s = schedule(&[(LANE, BULK, 0)]);
+        s.claimed(LANE, &ClaimAnswer { blocked: Some((BULK, at(60))), ..ClaimAnswer::default() });
+        assert_eq!(s.due(at(10)), []);
+        assert_eq!(s.wake_at(|_| true), Some(at(60)));
+        s.touched([Touched { queue: LANE, stream: URGENT, due: at(10) }], None);
+        assert_eq!(s.due(at(10)), [(LANE, vec![URGENT])]);
+        assert_eq!(s.due(at(60)), [(LANE, vec![URGENT, BULK])]);
+    }
+
+    #[test]
+    fn a_refund_opens_a_blocked_lane() {
+        let mut s = schedule(&[(LANE, BULK, 0)]);
+        s.claimed(LANE, &ClaimAnswer { blocked: Some((BULK, at(60))), ..ClaimAnswer::default() });
+        s.refunded(LANE);
+        assert_eq!(s.due(at(1)), [(LANE, vec![BULK])]);
+    }
+
+    #[test]
+    fn a_claim_corrects_the_hint_and_an_empty_line_is_forgotten() {
+        let mut s = schedule(&[(LANE, BULK, 0), (LANE, URGENT, 0)]);
+        let next_due = vec![(URGENT, None), (BULK, Some(at(7)))];
+        s.claimed(LANE, &ClaimAnswer { items: 3, next_due, blocked: None });
+        assert_eq!(s.due(at(6)), []);
+        assert_eq!(s.wake_at(|_| true), Some(at(7)));
+    }
+
+    #[test]
+    fn housekeeping_wakes_at_the_earliest_deadline() {
+        let mut s = Schedule::new(vec![]);
+        s.touched([], Some(at(9)));
+        s.touched([], Some(at(4)));
+        assert!(!s.housekeeping_is_due(at(3)) && s.housekeeping_is_due(at(4)));
+        s.housekept(Some(at(9)));
+        assert_eq!(s.wake_at(|_| true), Some(at(9)));
+    }
+}
