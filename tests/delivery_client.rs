@@ -459,7 +459,9 @@ async fn an_overlong_reply_is_a_bad_peer_and_a_long_one_is_cut_for_the_log() {
 #[tokio::test]
 async fn what_the_next_hop_cannot_carry_is_refused_before_anything_is_written() {
     let eight_bit = "Subject: x\r\n\r\nü\r\n".as_bytes();
-    let rows: [(&[&str], &[u8], &[u8], &[u8], &str); 7] = [
+    type Row<'a> = (&'a [&'a str], &'static [u8], &'static [u8], &'a [u8], &'a str);
+    // offered, parameters of MAIL, recipient, message, reply
+    let rows: [Row<'_>; 7] = [
         (&["SIZE 10"], b"", b"r@b.example", BODY, "552 5.3.4"),
         (&["SIZE 0"], b"", b"r@b.example", BODY, "250"),
         (&[], b"BODY=8BITMIME", b"r@b.example", eight_bit, "554 5.6.3"),
@@ -606,11 +608,13 @@ mod tls {
     #[tokio::test]
     async fn octets_after_the_reply_to_starttls_close_the_connection_at_every_level() {
         let (config, ca) = certificate_for("localhost");
-        let injected = Act::Raw(b"220 go on\r\n250 injected\r\n".to_vec());
-        let server = Script::new().tls(config).always(Step::StartTls, injected).start().await;
-        for level in [TlsLevel::May, TlsLevel::Encrypt, TlsLevel::Verify] {
-            let error = refused(&secured(&server, level, Some(ca.path()))).await;
-            assert_eq!((error.stage, error.cause), (Stage::Tls, Cause::Fault(Fault::ResponseInjection)));
+        for reply in ["220 go on", "454 4.7.0 not now"] {
+            let injected = Act::Raw(format!("{reply}\r\n250 injected\r\n").into_bytes());
+            let server = Script::new().tls(config.clone()).always(Step::StartTls, injected).start().await;
+            for level in [TlsLevel::May, TlsLevel::Encrypt, TlsLevel::Verify] {
+                let error = refused(&secured(&server, level, Some(ca.path()))).await;
+                assert_eq!((error.stage, error.cause), (Stage::Tls, Cause::Fault(Fault::ResponseInjection)));
+            }
         }
     }
 
