@@ -1,1 +1,14 @@
-//! (to be written)
+//! Getting a message to a next hop: the connection, the transaction, what each answer means, the report on failure.
+//!
+//! Deterministic: [`outcome`] (what a reply or a fault means), [`wire`] (octets of commands, replies and bodies),
+//! [`dsn`] (the report to the sender). Doing I/O: [`session`] (one stream, replies one by one), [`tls`] (connectors),
+//! [`client`] (opening a connection, one transaction after the other on it).
+//!
+//! Promises: every recipient gets its own verdict; *unknown* is said only when the final dot may have been written
+//! and no proper answer came; a path or parameter that could become a second command is never written.
+pub mod client;
+pub mod dsn;
+pub mod outcome;
+pub mod session;
+pub mod tls;
+pub mod wire;
