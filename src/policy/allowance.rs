@@ -572,7 +572,7 @@ mod tests {
         let lane = LaneView { reserved_today: 1000, arrival: at(0), ..lane() };
         assert_eq!(lane.within(&free(), at(23), at(23)), 0);
         assert_eq!(lane.within(&free(), at(23), Timestamp(at(24).0 - 1)), 0);
-        assert_eq!(lane.within(&free(), at(23), at(24)), 200);
+        assert_eq!(lane.within(&free(), at(23), at(24)), 201);
         let long = LaneView { pace: None, ..lane };
         assert_eq!(long.within(&free(), at(9), at(9 + 6 * 24)), 6000);
     }

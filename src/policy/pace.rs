@@ -89,11 +89,14 @@ impl Pace {
     }
 
     /// Tokens that come to light from `now` until `then`, what there is now included, if each is used as it comes.
+    ///
+    /// Counted by the rate, before the spacing is rounded up: after a wait of whole hours the last of them comes some
+    /// nanoseconds after `then`.
     pub fn tokens_until(&self, arrival: Timestamp, now: Timestamp, then: Timestamp) -> u64 {
-        let spacing = i128::from(self.spacing_nanos);
-        let slack = spacing * i128::from(self.depth.get() - 1);
-        let elapsed = i128::from(then.0) - i128::from(arrival.max(now).0) + slack;
-        u64::try_from(elapsed.div_euclid(spacing) + 1).unwrap_or(0)
+        let depth = u64::from(self.depth.get());
+        let elapsed = i128::from(then.0) - i128::from(arrival.max(now).0);
+        let refilled = (elapsed * i128::from(self.hour_cap - depth + 1)).div_euclid(i128::from(HOUR_NANOS));
+        u64::try_from(refilled.saturating_add(i128::from(depth)).max(0)).unwrap_or(u64::MAX)
     }
 
     /// A stored arrival time as far ahead as a bucket can be at `now`. Without this one start under a wrong clock
@@ -359,7 +362,7 @@ mod tests {
             let pace = Pace::of(limit, 0.2, 0.02).unwrap();
             for minutes in [1, 15, 60, 240] {
                 let then = now.after(Duration::from_secs(minutes * 60));
-                let just_after = Timestamp(then.0 + 1);
+                let just_after = Timestamp(then.0 + 1000); // the spacing is rounded up, by less than 1 ns a token
                 assert_eq!(pace.tokens_until(Timestamp(0), now, then), sent_in(&pace, now, just_after, Timestamp(0)));
             }
         }
