@@ -1,22 +1,17 @@
-//! How much of one stream a lane may send now, how much may wait for it, and when to look again.
+//! How much of one stream a lane may send now, and when to look again.
 //!
 //! Four bounds hold together: the pace, the day's limit, the last 24 hours, and the stream's own share; from the day
 //! and the 24 hours a reserve is kept for streams of higher priority. Every mail passes its provider's lane and the
 //! total, which is a lane too. The numbers come from the ledger; this file only compares them.
 //!
-//! An estimate of what may wait can be wrong, and then mail goes to legacy at its deadline. The room cannot: it is
-//! what the promise "the limit holds" rests on.
-
-use std::time::Duration;
+//! The promise "the limit holds" rests on this file. How much may wait for room to come is an estimate; see `wait`.
 
 use super::pace::{OpenHours, Pace};
-use super::stream::{StreamRoute, StreamRules};
-use crate::message::{DaySpan, Reason, SLOT_NANOS, Slot, Timestamp};
+use crate::message::{DaySpan, Reason, Slot, Timestamp};
 
 /// Quarter-hours before the current one that count as the last 24 hours. 96, not 95: 02:14:50 on one day and
 /// 02:00:00 on the next are less than 24 hours apart.
 pub const SLOTS_BACK: i64 = 96;
-const DAY_NANOS: i64 = SLOTS_BACK * SLOT_NANOS;
 
 /// The oldest quarter-hour that still counts at `now`. The 24-hour sum runs from here to the current one, both
 /// included: 97 of them.
@@ -71,19 +66,6 @@ pub struct LaneView {
     pub stream_share: Option<u64>,
     /// Reserved today by this stream on this lane.
     pub stream_reserved_today: u64,
-}
-
-/// What else must be known of a lane to say how much may wait until a deadline.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AtDeadline {
-    /// As `limit_24h`, at the deadline; days to come count with today's limit.
-    pub limit_24h: Option<u64>,
-    /// Already reserved, and at the deadline still within the last 97 quarter-hours.
-    pub reserved_24h: u64,
-    /// Recipients waiting with equal or higher rank: on this lane, or for the total on all lanes.
-    pub waiting_ahead: u64,
-    /// Of those, this stream's own.
-    pub stream_waiting: u64,
 }
 
 /// One of the things that can refuse.
@@ -152,21 +134,17 @@ impl Bounds {
     /// The same without the stream's own share: at 0 the lane is done for now; when only `room` is 0 the next stream
     /// has its turn.
     pub fn room_of_lane(&self) -> u64 {
-        let ledger = self.day_left.min(self.left_24h);
-        // Kept for others is taken off what there is, so it means nothing where nothing is bounded.
-        let ledger = if ledger == u64::MAX { ledger } else { ledger.saturating_sub(self.reserve) };
-        self.pace.min(ledger)
+        self.pace.min(less(self.day_left.min(self.left_24h), self.reserve))
     }
 
     /// After `recipients` more of the same stream were granted in the same claim.
     pub fn after(&self, recipients: u64) -> Bounds {
-        let less = |left: u64| if left == u64::MAX { left } else { left.saturating_sub(recipients) };
         Bounds {
-            pace: less(self.pace),
-            day_left: less(self.day_left),
-            left_24h: less(self.left_24h),
+            pace: less(self.pace, recipients),
+            day_left: less(self.day_left, recipients),
+            left_24h: less(self.left_24h, recipients),
             reserve: self.reserve,
-            share_left: less(self.share_left),
+            share_left: less(self.share_left, recipients),
         }
     }
 
@@ -203,37 +181,6 @@ impl LaneView {
         self.bounds(now).room()
     }
 
-    /// Recipients the lane can give the stream from `now` until `deadline`, what waits ahead of it included.
-    ///
-    /// An estimate over all bounds, so that no mail waits in vain: E x wait / day is expected to be taken by higher
-    /// priorities meanwhile, and each midnight on the way brings another day with today's limit. A wait of a day or
-    /// longer takes off neither that nor R nor the 24 hours: they are about the next day, the wait is about many,
-    /// and today's limit already says too little of a ramp that grows.
-    pub fn within(&self, then: &AtDeadline, now: Timestamp, deadline: Timestamp) -> u64 {
-        if self.shut(now).is_some() {
-            return 0;
-        }
-        let Some(limit) = self.limit else { return u64::MAX };
-        let wait = deadline.0.saturating_sub(now.0).max(0);
-        let midnights = self.midnights_until(deadline);
-        let tokens = self.tokens_until(now, deadline);
-        let days = |per_day: u64| per_day.saturating_mul(midnights.saturating_add(1));
-        let day = days(limit).saturating_sub(self.reserved_today);
-        let share = left(self.stream_share.map(days), self.stream_reserved_today.saturating_add(then.stream_waiting))
-            .saturating_add(then.waiting_ahead);
-        if wait >= DAY_NANOS {
-            return tokens.min(day).min(share);
-        }
-        let expected = self.expected_until(wait);
-        let kept = self.reserve_at(limit, deadline).saturating_add(expected);
-        let day24h = left(then.limit_24h, then.reserved_24h);
-        tokens
-            .saturating_sub(expected)
-            .min(day.saturating_sub(kept))
-            .min(if day24h == u64::MAX { day24h } else { day24h.saturating_sub(kept) })
-            .min(share)
-    }
-
     /// The latest of the next times of the bounds that refuse one recipient at `now`; `None` when none refuses.
     /// Never too late for a bound that opens by itself; events (a refund, an operator) wake the lane besides.
     pub fn wake(&self, now: Timestamp) -> Option<Wake> {
@@ -249,7 +196,7 @@ impl LaneView {
     }
 
     /// The brake or pause in force at `now`.
-    fn shut(&self, now: Timestamp) -> Option<Closed> {
+    pub(super) fn shut(&self, now: Timestamp) -> Option<Closed> {
         self.closed.filter(|closed| now < closed.until)
     }
 
@@ -290,7 +237,7 @@ impl LaneView {
     }
 
     /// R at `t`, which may lie tomorrow: then tomorrow's, as if it were as long as today.
-    fn reserve_at(&self, limit: u64, t: Timestamp) -> u64 {
+    pub(super) fn reserve_at(&self, limit: u64, t: Timestamp) -> u64 {
         if self.expected_higher == 0 {
             return 0;
         }
@@ -298,89 +245,24 @@ impl LaneView {
         let left = self.day.ends.0.saturating_sub(t.0);
         reserve(self.expected_higher, limit, if left > 0 { left } else { left.saturating_add(length) }, length)
     }
-
-    /// X: what higher priorities are expected to take in `wait` nanoseconds, rounded up.
-    fn expected_until(&self, wait: i64) -> u64 {
-        let length = (self.day.ends.0 - self.day.starts.0).max(1) as u128;
-        u64::try_from((u128::from(self.expected_higher) * wait as u128).div_ceil(length)).unwrap_or(u64::MAX)
-    }
-
-    fn midnights_until(&self, deadline: Timestamp) -> u64 {
-        let beyond = deadline.0.saturating_sub(self.day.ends.0);
-        if beyond < 0 { 0 } else { 1 + (beyond / DAY_NANOS) as u64 }
-    }
-
-    fn tokens_until(&self, now: Timestamp, deadline: Timestamp) -> u64 {
-        let from = self.open.next_open(now).unwrap_or(self.day.ends);
-        if from > deadline {
-            return 0;
-        }
-        let Some(pace) = self.pace else { return u64::MAX };
-        let open = self.open.open_nanos(now, deadline, self.day);
-        pace.tokens_until(self.arrival, from, Timestamp(from.0.saturating_add(open)))
-    }
 }
 
-/// A lane and what is known of it at the deadline.
-#[derive(Clone, Copy, Debug)]
-pub struct Outlook<'a> {
-    pub lane: &'a LaneView,
-    pub then: AtDeadline,
-}
-
-impl Outlook<'_> {
-    fn free_until(&self, now: Timestamp, deadline: Timestamp) -> u64 {
-        let within = self.lane.within(&self.then, now, deadline);
-        if within == u64::MAX { within } else { within.saturating_sub(self.then.waiting_ahead) }
-    }
-}
-
-/// What happens to the recipients of one message on one lane. `new` + `legacy` is what was offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admission {
-    /// Go by the new server, at once or when their token comes: the first in order.
-    pub new: u64,
-    /// Go by the legacy server at once: the rest.
-    pub legacy: u64,
-    /// Those of `new` that found no token by then go to legacy. `NEVER`: they hold.
-    pub deadline: Timestamp,
-    /// Of the rest if there is any, otherwise of those that go by new.
-    pub reason: Reason,
-}
-
-/// Wait or overflow. Without provider lanes pass the total's outlook twice; both as seen by `stream`.
-pub fn admit(stream: &StreamRules, offered: u64, lane: &Outlook, total: &Outlook, now: Timestamp) -> Admission {
-    let all_new = |reason| Admission { new: offered, legacy: 0, deadline: Timestamp::NEVER, reason };
-    let all_legacy = |reason| Admission { new: 0, legacy: offered, deadline: now, reason };
-    match stream.route {
-        StreamRoute::Legacy => return all_legacy(Reason::Manual),
-        StreamRoute::New => return all_new(Reason::Manual),
-        StreamRoute::Ramp => {}
-    }
-    let Some(max_wait) = stream.overflow().max_wait() else { return all_new(Reason::InQuota) };
-    if let Some(closed) = lane.lane.shut(now).or(total.lane.shut(now)) {
-        return all_legacy(closed.reason);
-    }
-    let deadline = deadline(now, max_wait);
-    let new = offered.min(lane.free_until(now, deadline)).min(total.free_until(now, deadline));
-    let reason = if new == offered { Reason::InQuota } else { Reason::OverQuota };
-    Admission { new, legacy: offered - new, deadline, reason }
-}
-
-/// The deadline of mail that came at `now`.
-pub fn deadline(now: Timestamp, max_wait: Duration) -> Timestamp {
-    now.after(max_wait)
-}
-
-fn left(bound: Option<u64>, used: u64) -> u64 {
+/// What a bound leaves after `used`; `u64::MAX` where there is none.
+pub(super) fn left(bound: Option<u64>, used: u64) -> u64 {
     bound.map_or(u64::MAX, |bound| bound.saturating_sub(used))
+}
+
+/// `left` without `recipients`; what is not bounded stays so.
+pub(super) fn less(left: u64, recipients: u64) -> u64 {
+    if left == u64::MAX { left } else { left.saturating_sub(recipients) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Day;
-    use crate::policy::stream::Overflow;
+    use crate::message::{Day, SLOT_NANOS};
+    use crate::policy::pace::DAY_NANOS;
+    use crate::policy::wait::AtDeadline;
 
     const HOUR: i64 = 4 * SLOT_NANOS;
     const DAY: i64 = 20_000;
@@ -406,10 +288,6 @@ mod tests {
             stream_share: None,
             stream_reserved_today: 0,
         }
-    }
-
-    fn free() -> AtDeadline {
-        AtDeadline { limit_24h: Some(1000), ..AtDeadline::default() }
     }
 
     #[test]
@@ -467,7 +345,8 @@ mod tests {
                 lane.wake(now).is_some(),
                 "seed {seed}: refused exactly when there is a time to wait for"
             );
-            let then = AtDeadline { limit_24h: lane.limit_24h, reserved_24h: lane.reserved_24h, ..free() };
+            let then =
+                AtDeadline { limit_24h: lane.limit_24h, reserved_24h: lane.reserved_24h, ..AtDeadline::default() };
             assert!(lane.within(&then, now, now) <= room, "seed {seed}: more could wait no time at all than may go");
         }
     }
@@ -524,56 +403,5 @@ mod tests {
             assert_eq!(bound, Bound::Reserve);
             assert_eq!((lane.room(Timestamp(woken.0 - 1)), lane.room(woken)), (0, 1), "{lane:?}");
         }
-    }
-
-    #[test]
-    fn policies_and_routes_that_need_no_estimate_make_none() {
-        let lane = lane();
-        let outlook = Outlook { lane: &lane, then: free() };
-        let braked = LaneView { closed: Some(Closed { until: at(20), reason: Reason::Brake }), ..lane };
-        let braked = Outlook { lane: &braked, then: free() };
-        let stream = |route, overflow| StreamRules { route, overflow, ..StreamRules::default() };
-        let wait = Overflow::default();
-        let cases = [
-            (stream(StreamRoute::Legacy, wait), outlook, 0, Reason::Manual),
-            (stream(StreamRoute::New, wait), outlook, 5000, Reason::Manual),
-            (stream(StreamRoute::Ramp, Overflow::Hold), outlook, 5000, Reason::InQuota),
-            (stream(StreamRoute::Ramp, Overflow::Hold), braked, 5000, Reason::InQuota),
-            (stream(StreamRoute::Ramp, wait), braked, 0, Reason::Brake),
-            (stream(StreamRoute::Ramp, Overflow::Legacy), outlook, 20, Reason::OverQuota),
-            (stream(StreamRoute::Ramp, wait), outlook, 65, Reason::OverQuota),
-        ];
-        for (stream, outlook, expect, reason) in cases {
-            let admission = admit(&stream, 5000, &outlook, &outlook, at(3));
-            assert_eq!((admission.new, admission.reason), (expect, reason), "{stream:?}");
-            assert_eq!(admission.new + admission.legacy, 5000);
-        }
-    }
-
-    #[test]
-    fn the_total_and_the_lane_each_count_what_waits_ahead_of_them() {
-        let lane = lane();
-        let outlook = |waiting_ahead| Outlook { lane: &lane, then: AtDeadline { waiting_ahead, ..free() } };
-        let stream = StreamRules::default();
-        let admitted = |in_lane, in_all| admit(&stream, 100, &outlook(in_lane), &outlook(in_all), at(3)).new;
-        assert_eq!((admitted(0, 0), admitted(10, 0), admitted(10, 60), admitted(0, 70)), (65, 55, 5, 0));
-    }
-
-    #[test]
-    fn a_stream_at_its_share_does_not_wait_in_vain() {
-        let lane = LaneView { stream_share: Some(30), stream_reserved_today: 10, ..lane() };
-        let then = AtDeadline { waiting_ahead: 12, stream_waiting: 8, ..free() };
-        let outlook = Outlook { lane: &lane, then };
-        assert_eq!(admit(&StreamRules::default(), 100, &outlook, &outlook, at(3)).new, 12, "30 - 10 sent - 8 waiting");
-    }
-
-    #[test]
-    fn tomorrow_counts_with_todays_limit() {
-        let lane = LaneView { reserved_today: 1000, arrival: at(0), ..lane() };
-        assert_eq!(lane.within(&free(), at(23), at(23)), 0);
-        assert_eq!(lane.within(&free(), at(23), Timestamp(at(24).0 - 1)), 0);
-        assert_eq!(lane.within(&free(), at(23), at(24)), 201);
-        let long = LaneView { pace: None, ..lane };
-        assert_eq!(long.within(&free(), at(9), at(9 + 6 * 24)), 6000);
     }
 }

@@ -12,7 +12,8 @@
 //! | [`stage`] | at a day boundary: the new stage and limit of a lane |
 //! | [`state`] | what that is called, and when a lane is complete |
 //! | [`pace`] | how fast within the day, and in which hours |
-//! | [`allowance`] | how much a stream may send now, how much may wait, when to look again |
+//! | [`allowance`] | how much a stream may send now, and when to look again |
+//! | [`wait`] | how much of what arrives may wait, and until when; the rest overflows |
 //! | [`stream`] | what the operator says about one kind of mail |
 //! | [`retry`] | when to try a refused delivery again |
 //!
@@ -26,8 +27,9 @@ pub mod retry;
 pub mod stage;
 pub mod state;
 pub mod stream;
+pub mod wait;
 
-pub use allowance::{Admission, AtDeadline, Bound, Bounds, Closed, LaneView, Outlook, Wake, admit};
+pub use allowance::{Bound, Bounds, Closed, LaneView, Wake};
 pub use calendar::Calendar;
 pub use curve::Curve;
 pub use pace::{OpenHours, Pace, Window};
@@ -35,6 +37,7 @@ pub use retry::RetrySchedule;
 pub use stage::{Boundary, NextDay, Step};
 pub use state::{Refusals, StallReason, State};
 pub use stream::{Overflow, StreamRoute, StreamRules};
+pub use wait::{Admission, AtDeadline, Outlook, admit};
 
 use crate::message::Day;
 

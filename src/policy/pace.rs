@@ -21,7 +21,7 @@ use super::whole;
 use crate::message::{DaySpan, Timestamp};
 
 const HOUR_NANOS: u64 = 3_600_000_000_000;
-const DAY_NANOS: i64 = 24 * HOUR_NANOS as i64;
+pub(super) const DAY_NANOS: i64 = 24 * HOUR_NANOS as i64;
 const MINUTES_PER_DAY: u16 = 24 * 60;
 
 /// The pace of one lane on one day.

@@ -4,7 +4,6 @@
 //! of what was really sent, and sinks again when nothing is sent: the memory `best` fades. What a lane is *called*
 //! (complete, ample, stalled) is in `state`.
 
-use super::curve::Curve;
 use super::state;
 use super::{Advance, AfterBrake, Rules, whole};
 use crate::message::{Day, DayRecord, LaneId, LaneRecord};
@@ -191,12 +190,6 @@ fn not_started(lane: LaneId, share: f64) -> LaneRecord {
     }
 }
 
-/// Days a steady sender needs until the limit reaches `target`, at most `days_max`; `None` when it would not get
-/// there. The limit of each day is used in full.
-pub fn days_to_target(curve: &Curve, target: u64, days_max: u32) -> Option<u32> {
-    (0..days_max).find(|stage| curve.at(*stage) >= target as f64).map(|stage| stage + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -368,12 +361,5 @@ mod tests {
         let all = offered.iter().sum();
         let shares = offered.iter().zip(PRIOR_SHARES).map(|(o, (_, prior))| auto_share(*o, all, prior, 50.0));
         assert!((shares.sum::<f64>() - 1.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn a_steady_ramp_needs_as_many_days_as_the_formula_says() {
-        assert_eq!(days_to_target(&Curve::standard(), 12_000, 60), Some(15));
-        assert_eq!(days_to_target(&Curve::standard(), 2_000_000, 60), Some(28));
-        assert_eq!(days_to_target(&Curve::formula(50.0, 1.0).unwrap(), 12_000, 60), None);
     }
 }

@@ -362,7 +362,7 @@ impl Simulation {
         for s in 0..self.queues.len() {
             for m in 0..self.queues[s].len() {
                 while self.queues[s][m].front().is_some_and(|waiting| waiting.deadline < over) {
-                    self.to_legacy_late(s, m);
+                    self.give_up(s, m);
                 }
             }
         }
@@ -373,14 +373,14 @@ impl Simulation {
             if self.lanes[self.lane_of(m)].braked {
                 for s in 0..self.queues.len() {
                     while !self.queues[s][m].is_empty() {
-                        self.to_legacy_late(s, m);
+                        self.give_up(s, m);
                     }
                 }
             }
         }
     }
 
-    fn to_legacy_late(&mut self, s: usize, m: usize) {
+    fn give_up(&mut self, s: usize, m: usize) {
         let waiting = self.queues[s][m].pop_front().expect("looked at the front");
         self.queued[s][m] -= waiting.recipients;
         self.count(m, |day| day.legacy_late += waiting.recipients);
