@@ -41,6 +41,17 @@ impl Reply {
         Reply { code, enhanced: Some(enhanced), text: text.into() }
     }
 
+    /// Reads what [`Reply`]'s `Display` wrote; `None` when it is something else.
+    pub fn from_line(line: &str) -> Option<Reply> {
+        let (code, rest) = line.split_once(' ')?;
+        let code = code.parse().ok().filter(|code| (200..600).contains(code))?;
+        let (enhanced, text) = match EnhancedCode::split(rest) {
+            Some((enhanced, text)) => (Some(enhanced), text),
+            None => (None, rest),
+        };
+        Some(Reply { code, enhanced, text: text.into() })
+    }
+
     pub fn is_positive(&self) -> bool {
         (200..400).contains(&self.code)
     }
@@ -85,5 +96,12 @@ mod tests {
     fn a_reply_of_several_lines_is_shown_on_one() {
         let reply = Reply::new(451, EnhancedCode(4, 7, 1), "wait\nlonger");
         assert_eq!(reply.to_string(), "451 4.7.1 wait / longer");
+    }
+
+    #[test]
+    fn a_stored_line_reads_back_as_the_reply_it_was() {
+        let reply = Reply::new(451, EnhancedCode(4, 7, 1), "try later");
+        assert_eq!(Reply::from_line(&reply.to_string()), Some(reply));
+        assert_eq!(Reply::from_line("connection closed"), None);
     }
 }

@@ -7,8 +7,12 @@
 //! Promises: every recipient gets its own verdict; *unknown* is said only when the final dot may have been written
 //! and no proper answer came; a path or parameter that could become a second command is never written.
 pub mod client;
+pub mod dispatcher;
 pub mod dsn;
 pub mod outcome;
+pub mod pool;
+pub mod schedule;
 pub mod session;
+pub mod settle;
 pub mod tls;
 pub mod wire;

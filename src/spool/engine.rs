@@ -3,6 +3,7 @@
 //! Written once over [`Store`], so that every back end behaves alike. The ledger in memory is changed along the way;
 //! when a transaction fails it is read anew from the store, so that the two can never drift apart.
 
+use super::body::{BodySource, NewBody};
 use super::item::{BodyId, Item, ItemId, State};
 use super::ledger::{Ledger, Row};
 use super::{
@@ -180,7 +181,14 @@ impl<S: Store> Spool<S> {
                 reason: item.reason,
             });
             if item.state == State::InFlight {
-                self.hand_over(item, work)?;
+                match &accept.body {
+                    // It is in memory already: no need to read it back.
+                    NewBody::Memory { bytes, crc, .. } => {
+                        let body = BodySource::Memory(bytes.clone());
+                        work.done.handed.push(Claimed { item, body, crc: *crc, at: work.now });
+                    }
+                    NewBody::File { .. } => self.hand_over(item, work)?,
+                }
             } else {
                 work.touch(&item);
             }
@@ -472,6 +480,7 @@ impl<S: Store> Spool<S> {
             Chore::MoveOverdue { most_items } => self.move_overdue(*most_items, work),
             Chore::TakeExpired { most_items } => self.take_expired(*most_items, work),
             Chore::Flush { message, most_items } => self.flush(*message, *most_items, work),
+            Chore::FlushItems(ids) => self.flush_items(ids, work),
             Chore::DropDead { most_items } => self.drop_dead(*most_items, work),
         }
     }
@@ -508,11 +517,23 @@ impl<S: Store> Spool<S> {
     }
 
     fn flush(&mut self, message: Option<QueueId>, most: usize, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
-        let mut answer = ChoreAnswer::default();
         let items = match message {
             Some(id) => self.store.of_message(id)?,
             None => self.store.in_state(State::Deferred, ItemId(0), most)?,
         };
+        self.make_due(items, work)
+    }
+
+    fn flush_items(&mut self, ids: &[ItemId], work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
+        let mut items = Vec::with_capacity(ids.len());
+        for id in ids {
+            items.extend(self.store.get(*id)?);
+        }
+        self.make_due(items, work)
+    }
+
+    fn make_due(&mut self, items: Vec<Item>, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
+        let mut answer = ChoreAnswer::default();
         for old in items.into_iter().filter(|i| i.state == State::Deferred) {
             let mut item = old.clone();
             (item.state, item.due) = (self.waiting_state(item.queue), work.now);

@@ -217,6 +217,10 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError> {
+        Ok(self.items.get(&id).cloned())
+    }
+
     fn remove(&mut self, id: ItemId) -> Result<(), SpoolError> {
         self.put(id, None);
         Ok(())

@@ -16,6 +16,7 @@ pub mod engine;
 pub mod item;
 pub mod ledger;
 pub mod memory;
+pub mod reader;
 pub mod segment;
 pub mod sqlite;
 
@@ -293,6 +294,8 @@ pub enum Chore {
         /// Items in one transaction.
         most_items: usize,
     },
+    /// Make these items due now, as far as they are deferred.
+    FlushItems(Vec<ItemId>),
     /// Drop dead letters whose time is over, at most so many.
     DropDead {
         /// Items in one transaction.
@@ -389,6 +392,8 @@ pub trait Store: Send {
     fn insert(&mut self, item: &Item) -> Result<(), SpoolError>;
     /// Replaces the item of that id.
     fn update(&mut self, item: &Item) -> Result<(), SpoolError>;
+    /// One item.
+    fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError>;
     /// Removes the item.
     fn remove(&mut self, id: ItemId) -> Result<(), SpoolError>;
     /// Waiting items of a line and stream that are due, oldest first.

@@ -64,7 +64,7 @@ CREATE TABLE stream_day(lane INT, stream INT, day INT, offered INT, reserved INT
   PRIMARY KEY(lane, stream, day)) WITHOUT ROWID;
 ";
 
-const ITEM: &str = "id, message, body, size, queue, lane, stream, state, maybe, reason, accepted, due, deadline, \
+pub(super) const ITEM: &str = "id, message, body, size, queue, lane, stream, state, maybe, reason, accepted, due, deadline, \
                     expires, attempts, slot, day, reserved, envelope, reply";
 
 /// Room the spool may use.
@@ -107,7 +107,7 @@ pub enum CommitStep {
     BodiesSynced,
 }
 
-fn database(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> SpoolError {
+pub(super) fn database(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> SpoolError {
     move |source| match source.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => full(),
         _ => SpoolError::Database { doing, source },
@@ -336,7 +336,7 @@ fn rows<T>(
 }
 
 /// A stored item. One whose envelope cannot be read comes back without recipients, quarantined in all but name.
-fn read_item(row: &SqlRow<'_>) -> rusqlite::Result<Item> {
+pub(super) fn read_item(row: &SqlRow<'_>) -> rusqlite::Result<Item> {
     let damaged = |column, what: &'static str| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Integer, what.into())
     };
@@ -643,6 +643,10 @@ impl Store for SqliteStore {
 
     fn update(&mut self, item: &Item) -> Result<(), SpoolError> {
         self.write_item("REPLACE", item)
+    }
+
+    fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError> {
+        Ok(self.items("WHERE id = ?1", params![id.0])?.pop())
     }
 
     fn remove(&mut self, id: ItemId) -> Result<(), SpoolError> {

@@ -1,0 +1,2 @@
+//! Joins the pieces.
+pub mod gate;
