@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mailramp::delivery::client::{Connection, Credentials, Host, OpenError, Target, Timeouts, Transaction};
+use mailramp::delivery::client::{Connection, Transaction};
+use mailramp::delivery::opening::{Credentials, Host, OpenError, Target, Timeouts};
 use mailramp::delivery::outcome::{Cause, Fate, Fault, Report, Stage, Verdict};
 use mailramp::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use mailramp::message::{Envelope, QueueId, Recipient, Route};
@@ -284,6 +285,26 @@ async fn too_many_recipients_go_in_the_next_transaction() {
             assert_eq!(names(&connection.transact(&message(2, BODY)).await), ["delivered", "delivered"]);
         }
     }
+}
+
+#[tokio::test]
+async fn too_many_recipients_in_the_first_batch_keep_the_second_from_being_named() {
+    let script = (51..=100).fold(Script::new(), |s, n| s.at(Step::Rcpt, n, say("452 4.5.3 too many recipients")));
+    let (report, server) = deliver(script, 150).await;
+    assert_eq!(names(&report), [vec!["delivered"; 50], vec!["untouched"; 100]].concat());
+    assert_eq!(server.messages()[0].rcpts.len(), 50);
+    assert_eq!(server.commands().iter().filter(|c| c.starts_with("RCPT")).count(), 100);
+}
+
+#[tokio::test]
+async fn mail_leaves_from_the_source_address_and_only_for_addresses_of_its_kind() {
+    let server = Script::new().start().await;
+    let mut target = target_at(server.address);
+    target.source_ip = Some("127.0.0.2".parse().unwrap());
+    Connection::open(&target).await.expect("the whole of 127/8 is ours");
+    assert_eq!(server.clients(), ["127.0.0.2"]);
+    target.source_ip = Some("::1".parse().unwrap());
+    assert!(matches!(refused(&target).await.cause, Cause::Fault(Fault::Unresolved(_))));
 }
 
 #[tokio::test]

@@ -136,7 +136,7 @@ pub struct Taken {
 #[derive(Default)]
 struct Seen {
     counts: HashMap<Step, usize>,
-    connections: usize,
+    clients: Vec<String>,
     commands: Vec<String>,
     messages: Vec<Taken>,
     pipelined: bool,
@@ -163,8 +163,8 @@ impl Scripted {
         let (script, shared) = (Arc::new(script), seen.clone());
         let task = tokio::spawn(async move {
             let mut sessions = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                lock(&shared).connections += 1;
+            while let Ok((stream, client)) = listener.accept().await {
+                lock(&shared).clients.push(client.ip().to_string());
                 let session = Session { script: script.clone(), seen: shared.clone(), tls: false, buffer: Vec::new() };
                 sessions.spawn(session.run(stream));
             }
@@ -182,7 +182,12 @@ impl Scripted {
     }
 
     pub fn connections(&self) -> usize {
-        lock(&self.seen).connections
+        lock(&self.seen).clients.len()
+    }
+
+    /// Where each connection came from.
+    pub fn clients(&self) -> Vec<String> {
+        lock(&self.seen).clients.clone()
     }
 
     /// Some command had arrived before the one ahead of it was answered.
