@@ -390,6 +390,43 @@ async fn a_lost_answer_to_the_final_dot_is_unknown_for_those_taken() {
     }
 }
 
+/// What the client says about the dot against what the other end finds when it reads on after the client has left.
+async fn left_while_sending(body: Bytes) -> &'static str {
+    let script = Script::new().receive_buffer(32 * 1024).at(Step::Body, 1, Act::Pause(SHORT * 2));
+    let server = script.always(Step::Dot, Act::Cut).start().await;
+    let size = body.len();
+    let mut target = target_at(server.address);
+    target.timeouts.data = SHORT;
+    let mut connection = Connection::open(&target).await.expect("opens");
+    let report = connection.transact(&message(1, body)).await;
+    drop(connection);
+    while server.ended() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let verdict = names(&report)[0];
+    let expected = if server.messages().is_empty() { "deferred" } else { "unknown" };
+    assert_eq!(verdict, expected, "{size} octets");
+    assert_eq!(report.reached_final_dot, expected == "unknown");
+    verdict
+}
+
+#[tokio::test]
+async fn unknown_is_said_exactly_when_the_final_dot_has_left() {
+    // The buffers between us take a short one whole and not a long one. Halving the distance comes to those whose last
+    // write, the one with the dot, broke off half way.
+    let body = Bytes::from([b"x".repeat(1022), b"\r\n".to_vec()].concat().repeat(8 * 1024));
+    let (mut whole, mut broken) = (1, 8 * 1024);
+    assert_eq!(left_while_sending(body.slice(..whole * 1024)).await, "unknown");
+    assert_eq!(left_while_sending(body.slice(..broken * 1024)).await, "deferred");
+    while broken - whole > 24 {
+        let half = (whole + broken) / 2;
+        match left_while_sending(body.slice(..half * 1024)).await {
+            "unknown" => whole = half,
+            _ => broken = half,
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_hangs_or_drips_costs_one_timeout() {
     let slow = Act::Drip("250 ok, but every octet takes its time".into(), Duration::from_millis(10));
