@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mailramp::delivery::client::{Connection, Credentials, Host, OpenError, Target, Timeouts, Transaction};
+use mailramp::delivery::client::{Connection, Transaction};
+use mailramp::delivery::opening::{Credentials, Host, OpenError, Target, Timeouts};
 use mailramp::delivery::outcome::{Cause, Fate, Fault, Report, Stage, Verdict};
 use mailramp::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use mailramp::message::{Envelope, QueueId, Recipient, Route};
@@ -287,6 +288,26 @@ async fn too_many_recipients_go_in_the_next_transaction() {
 }
 
 #[tokio::test]
+async fn too_many_recipients_in_the_first_batch_keep_the_second_from_being_named() {
+    let script = (51..=100).fold(Script::new(), |s, n| s.at(Step::Rcpt, n, say("452 4.5.3 too many recipients")));
+    let (report, server) = deliver(script, 150).await;
+    assert_eq!(names(&report), [vec!["delivered"; 50], vec!["untouched"; 100]].concat());
+    assert_eq!(server.messages()[0].rcpts.len(), 50);
+    assert_eq!(server.commands().iter().filter(|c| c.starts_with("RCPT")).count(), 100);
+}
+
+#[tokio::test]
+async fn mail_leaves_from_the_source_address_and_only_for_addresses_of_its_kind() {
+    let server = Script::new().start().await;
+    let mut target = target_at(server.address);
+    target.source_ip = Some("127.0.0.2".parse().unwrap());
+    Connection::open(&target).await.expect("the whole of 127/8 is ours");
+    assert_eq!(server.clients(), ["127.0.0.2"]);
+    target.source_ip = Some("::1".parse().unwrap());
+    assert!(matches!(refused(&target).await.cause, Cause::Fault(Fault::Unresolved(_))));
+}
+
+#[tokio::test]
 async fn a_refused_data_or_message_is_the_refusal_of_those_taken() {
     for step in [Step::Data, Step::Dot] {
         for (reply, expected) in [("451 4.3.0 later", "deferred"), ("554 5.7.1 spam", "rejected")] {
@@ -365,6 +386,43 @@ async fn a_lost_answer_to_the_final_dot_is_unknown_for_those_taken() {
             assert_eq!(names(&report), ["rejected", "unknown", "unknown"], "{act:?}");
             assert!(report.reached_final_dot && report.connection == Fate::Close);
             assert!(!connection.is_usable());
+        }
+    }
+}
+
+/// What the client says about the dot against what the other end finds when it reads on after the client has left.
+async fn left_while_sending(body: Bytes) -> &'static str {
+    let script = Script::new().receive_buffer(32 * 1024).at(Step::Body, 1, Act::Pause(SHORT * 2));
+    let server = script.always(Step::Dot, Act::Cut).start().await;
+    let size = body.len();
+    let mut target = target_at(server.address);
+    target.timeouts.data = SHORT;
+    let mut connection = Connection::open(&target).await.expect("opens");
+    let report = connection.transact(&message(1, body)).await;
+    drop(connection);
+    while server.ended() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let verdict = names(&report)[0];
+    let expected = if server.messages().is_empty() { "deferred" } else { "unknown" };
+    assert_eq!(verdict, expected, "{size} octets");
+    assert_eq!(report.reached_final_dot, expected == "unknown");
+    verdict
+}
+
+#[tokio::test]
+async fn unknown_is_said_exactly_when_the_final_dot_has_left() {
+    // The buffers between us take a short one whole and not a long one. Halving the distance comes to those whose last
+    // write, the one with the dot, broke off half way.
+    let body = Bytes::from([b"x".repeat(1022), b"\r\n".to_vec()].concat().repeat(8 * 1024));
+    let (mut whole, mut broken) = (1, 8 * 1024);
+    assert_eq!(left_while_sending(body.slice(..whole * 1024)).await, "unknown");
+    assert_eq!(left_while_sending(body.slice(..broken * 1024)).await, "deferred");
+    while broken - whole > 24 {
+        let half = (whole + broken) / 2;
+        match left_while_sending(body.slice(..half * 1024)).await {
+            "unknown" => whole = half,
+            _ => broken = half,
         }
     }
 }

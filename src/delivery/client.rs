@@ -1,26 +1,21 @@
-//! A connection to a next hop: opened, secured, logged in; then one transaction after the other on it.
+//! A connection to a next hop, and one transaction after the other on it.
 //!
-//! `mail-send` makes the TCP connection, the TLS handshake and the login. Greeting, EHLO, STARTTLS and the transaction
-//! are ours: every recipient's reply is recorded as it arrives, so what was said before a peer dies is not lost, and
-//! surplus octets are never dropped, since they may be an injected reply or one that would answer the wrong command.
+//! Every recipient's reply is recorded as it arrives, so what was said before a peer dies is not lost. Surplus octets
+//! are never dropped: they may be an injected reply, or one that would be taken for the answer to the final dot.
 //!
 //! Does not decide when to send, by which route, or what a refusal leads to. Dropping a [`Connection`] closes it.
 //! Dropping the future of [`Connection::transact`] leaves the connection unusable and the outcome unknown.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mail_send::SmtpClient;
-use secrecy::{ExposeSecret, SecretString};
-use tokio::net::lookup_host;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use super::outcome::{Cause, Fate, Fault, Next, Report, Stage, Tally, Verdict, judge_opening};
-use super::session::{Session, Stream, connect_fault};
-use super::tls::{TlsLevel, TlsPolicy};
+use super::opening::{OpenError, Opened, Peer, Target, Timeouts};
+use super::outcome::{Cause, Fate, Fault, Next, Report, Stage, Tally};
+use super::session::Session;
 use super::wire::{Capabilities, MailPassing, Stuffer, has_parameter, mail_command, rcpt_command};
-use crate::message::{Envelope, QueueId, Recipient, Route};
+use crate::message::{Envelope, QueueId, Recipient};
 use crate::reply::{EnhancedCode, Reply};
 use crate::spool::body::BodySource;
 
@@ -28,79 +23,12 @@ use crate::spool::body::BodySource;
 const CHUNK_OCTETS: usize = 64 * 1024;
 /// RCPT commands in one write: fewer octets than any send buffer, so peer and we never both wait to write.
 const RCPT_BATCH: usize = 100;
-/// Addresses of one host that are tried.
-const ADDRESSES_MAX: usize = 8;
+/// `.CRLF`
+const DOT_LINE: usize = 3;
 /// How long to look for a last reply on a connection that has failed or is being left.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A connection idle for this long may have been given up by the next hop; that is no fault of the next message.
 const IDLE: Duration = Duration::from_secs(5);
-
-/// One server of a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
-    /// Name or literal address; also what the certificate must be good for.
-    pub name: String,
-    pub port: u16,
-}
-
-/// What we log in with.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    pub user: String,
-    pub password: SecretString,
-}
-
-/// Bounds on waiting. Each covers one whole step, however slowly octets trickle in.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// Resolving a name; connecting to one address.
-    pub connect: Duration,
-    /// Greeting, TLS handshake, login step, one command and its reply.
-    pub command: Duration,
-    /// 64 KiB of a message; the reply to the final dot.
-    pub data: Duration,
-}
-
-/// Where a route leads and how to get there.
-#[derive(Clone, Debug)]
-pub struct Target {
-    pub route: Route,
-    /// Tried in order.
-    pub hosts: Vec<Host>,
-    /// Our name in EHLO.
-    pub helo: String,
-    pub source_ip: Option<IpAddr>,
-    /// Used only inside verified TLS or to a loopback address.
-    pub credentials: Option<Credentials>,
-    pub tls: TlsPolicy,
-    pub timeouts: Timeouts,
-}
-
-/// No connection came about with any host; this is what the last one tried gave.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{host}{}: {}: {cause}", .address.map(|a| format!(" [{a}]")).unwrap_or_default(), .stage.name())]
-pub struct OpenError {
-    pub host: String,
-    pub address: Option<SocketAddr>,
-    pub stage: Stage,
-    pub cause: Cause,
-}
-
-impl OpenError {
-    /// What it means for a message that was to go over it. Never permanent.
-    pub fn verdict(&self) -> Verdict {
-        Verdict::Deferred { stage: self.stage, cause: self.cause.clone() }
-    }
-}
-
-/// Who is at the other end.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    pub route: Route,
-    pub host: String,
-    pub address: SocketAddr,
-    pub tls: bool,
-}
 
 /// One message for one next hop.
 #[derive(Clone, Debug)]
@@ -128,29 +56,20 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Tries the target's hosts in order, and the addresses of each. A refused login ends the search: the next host
-    /// would count it as another failure of the same account.
+    /// Tries the target's hosts in order, and the addresses of each.
     pub async fn open(target: &Target) -> Result<Connection, OpenError> {
-        let mut last = None;
-        for host in &target.hosts {
-            match open_host(target, host).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => {
-                    log_failure(target.route, &error);
-                    let stop = error.stage == Stage::Auth;
-                    last = Some(error);
-                    if stop {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(last.unwrap_or_else(|| OpenError {
-            host: String::new(),
-            address: None,
-            stage: Stage::Connect,
-            cause: Cause::Fault(Fault::Unresolved("no host configured".into())),
-        }))
+        let Opened { session, offered, peer } = super::opening::open(target).await?;
+        Ok(Connection {
+            session,
+            offered,
+            peer,
+            timeouts: target.timeouts,
+            transactions: 0,
+            last_used: Instant::now(),
+            needs_reset: false,
+            busy: false,
+            closed: false,
+        })
     }
 
     pub fn peer(&self) -> &Peer {
@@ -472,136 +391,6 @@ impl Connection {
     }
 }
 
-/// `.CRLF`
-const DOT_LINE: usize = 3;
-
-async fn open_host(target: &Target, host: &Host) -> Result<Connection, OpenError> {
-    let failed = |address, (stage, cause)| OpenError { host: host.name.clone(), address, stage, cause };
-    let unresolved = |why: String| failed(None, (Stage::Connect, Cause::Fault(Fault::Unresolved(why))));
-    let found = match timeout(target.timeouts.connect, lookup_host((host.name.as_str(), host.port))).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(e)) => return Err(unresolved(e.to_string())),
-        Err(_) => return Err(unresolved("timed out".into())),
-    };
-    let fits = |address: &SocketAddr| target.source_ip.is_none_or(|ip| ip.is_ipv4() == address.is_ipv4());
-    let mut last = unresolved("no address of the kind we send from".into());
-    for address in found.filter(fits).take(ADDRESSES_MAX) {
-        match open_address(target, host, address).await {
-            Ok(connection) => return Ok(connection),
-            Err(why) => last = failed(Some(address), why),
-        }
-        if last.stage == Stage::Auth {
-            break;
-        }
-    }
-    Err(last)
-}
-
-async fn open_address(target: &Target, host: &Host, address: SocketAddr) -> Result<Connection, (Stage, Cause)> {
-    match open_session(target, host, address, target.tls.level).await {
-        // A handshake cannot be taken back: in clear only over a new connection, and only where that is allowed.
-        Err((Stage::Tls, Cause::Fault(Fault::Tls(_)))) if target.tls.level == TlsLevel::May && !target.tls.implicit => {
-            open_session(target, host, address, TlsLevel::Off).await
-        }
-        result => result,
-    }
-}
-
-async fn open_session(
-    target: &Target,
-    host: &Host,
-    address: SocketAddr,
-    level: TlsLevel,
-) -> Result<Connection, (Stage, Cause)> {
-    let limit = target.timeouts.command;
-    let at = |stage| move |fault| (stage, Cause::Fault(fault));
-    let connector = target.tls.connectors.for_level(level);
-    let mut session = connect(target, address).await.map_err(at(Stage::Connect))?;
-    let implicit = target.tls.implicit && level != TlsLevel::Off;
-    if implicit {
-        session = session.into_tls(connector, &host.name, limit).await.map_err(at(Stage::Tls))?;
-    }
-    let greeting = session.reply(limit).await.map_err(at(Stage::Greeting))?;
-    judge_opening(Stage::Greeting, greeting.to_reply()).map_err(|cause| (Stage::Greeting, cause))?;
-    let mut offered = ehlo(&mut session, &target.helo, limit).await?;
-    if level != TlsLevel::Off && !implicit {
-        match start_tls(&mut session, &offered, level, limit).await {
-            Ok(true) => {
-                session = session.into_tls(connector, &host.name, limit).await.map_err(at(Stage::Tls))?;
-                offered = ehlo(&mut session, &target.helo, limit).await?;
-            }
-            Ok(false) => {}
-            Err(cause) => return Err((Stage::Tls, cause)),
-        }
-    }
-    let tls = session.is_tls();
-    if let Some(credentials) = &target.credentials {
-        if !(tls && level == TlsLevel::Verify || address.ip().is_loopback()) {
-            return Err((Stage::Auth, Cause::Fault(Fault::Login("a password needs TLS with a verified certificate"))));
-        }
-        let password = credentials.password.expose_secret();
-        session = session
-            .authenticate(&credentials.user, password, &offered.auth, limit)
-            .await
-            .map_err(|cause| (Stage::Auth, cause))?;
-    }
-    Ok(Connection {
-        session,
-        offered,
-        peer: Peer { route: target.route, host: host.name.clone(), address, tls },
-        timeouts: target.timeouts,
-        transactions: 0,
-        last_used: Instant::now(),
-        needs_reset: false,
-        busy: false,
-        closed: false,
-    })
-}
-
-async fn connect(target: &Target, address: SocketAddr) -> Result<Session, Fault> {
-    let limit = target.timeouts.connect;
-    let client = match target.source_ip {
-        Some(ip) => SmtpClient::connect_using(ip, address, limit).await,
-        None => SmtpClient::connect(address, limit).await,
-    };
-    let stream = client.map_err(connect_fault)?.stream;
-    // A transaction is a few small writes; with Nagle's algorithm each would wait for a delayed acknowledgement.
-    stream.set_nodelay(true).map_err(|e| Fault::Io(e.kind()))?;
-    Ok(Session::new(Stream::Plain(stream)))
-}
-
-async fn ehlo(session: &mut Session, helo: &str, limit: Duration) -> Result<Capabilities, (Stage, Cause)> {
-    let helo: String = helo.chars().filter(char::is_ascii_graphic).collect();
-    let at = |fault| (Stage::Ehlo, Cause::Fault(fault));
-    let raw = session.command(format!("EHLO {helo}\r\n").as_bytes(), limit).await.map_err(at)?;
-    judge_opening(Stage::Ehlo, raw.to_reply()).map_err(|cause| (Stage::Ehlo, cause))?;
-    if session.has_surplus() {
-        return Err(at(Fault::BadReply("more replies than commands")));
-    }
-    Ok(Capabilities::parse(&raw))
-}
-
-/// Asks for TLS. `Ok(false)`: not to be had, and the level allows to go on in clear.
-async fn start_tls(
-    session: &mut Session,
-    offered: &Capabilities,
-    level: TlsLevel,
-    limit: Duration,
-) -> Result<bool, Cause> {
-    if !offered.starttls {
-        return if level == TlsLevel::May { Ok(false) } else { Err(Cause::Fault(Fault::TlsMissing)) };
-    }
-    let raw = session.command(b"STARTTLS\r\n", limit).await.map_err(Cause::Fault)?;
-    if session.has_surplus() {
-        return Err(Cause::Fault(Fault::ResponseInjection));
-    }
-    match judge_opening(Stage::Tls, raw.to_reply()) {
-        Ok(_) => Ok(true),
-        Err(Cause::Reply(reply)) if level == TlsLevel::May && reply.code != 421 => Ok(false),
-        Err(cause) => Err(cause),
-    }
-}
-
 /// Reads on another thread when it means the disk.
 async fn read_chunk(body: &BodySource, position: u64) -> std::io::Result<Bytes> {
     match body {
@@ -629,15 +418,4 @@ async fn is_ascii(body: &BodySource) -> Result<bool, Fault> {
 
 fn has_ascii_paths(envelope: &Envelope) -> bool {
     envelope.reverse_path.is_ascii() && envelope.recipients.iter().all(|r| r.path.is_ascii())
-}
-
-fn log_failure(route: Route, error: &OpenError) {
-    let (host, stage, cause) = (error.host.as_str(), error.stage.name(), &error.cause);
-    let address = error.address.map(|a| a.to_string()).unwrap_or_default();
-    match cause.kind() {
-        event @ ("bad-peer" | "response-injection") => {
-            tracing::warn!(event, %route, host, address, stage, %cause);
-        }
-        event => tracing::info!(event, %route, host, address, stage, %cause),
-    }
 }

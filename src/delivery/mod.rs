@@ -2,13 +2,14 @@
 //!
 //! Deterministic: [`outcome`] (what a reply or a fault means), [`wire`] (octets of commands, replies and bodies),
 //! [`dsn`] (the report to the sender). Doing I/O: [`session`] (one stream, replies one by one), [`tls`] (connectors),
-//! [`client`] (opening a connection, one transaction after the other on it).
+//! [`opening`] (from name to login), [`client`] (one transaction after the other).
 //!
 //! Promises: every recipient gets its own verdict; *unknown* is said only when the final dot may have been written
 //! and no proper answer came; a path or parameter that could become a second command is never written.
 pub mod client;
 pub mod dispatcher;
 pub mod dsn;
+pub mod opening;
 pub mod outcome;
 pub mod pool;
 pub mod schedule;

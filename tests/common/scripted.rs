@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
@@ -53,6 +53,8 @@ pub enum Act {
     CutAfter(usize),
     /// Says nothing more and reads nothing more.
     Hang,
+    /// Reads nothing for that long, then goes on. Only at [`Step::Body`].
+    Pause(Duration),
     /// The reply, an octet at a time, with this pause between them.
     Drip(String, Duration),
 }
@@ -70,6 +72,7 @@ pub struct Script {
     tls: Option<Arc<rustls::ServerConfig>>,
     implicit_tls: bool,
     no_handshake: bool,
+    receive_buffer: Option<u32>,
 }
 
 impl Script {
@@ -112,6 +115,12 @@ impl Script {
         self
     }
 
+    /// Octets the system takes in for us before we read them, roughly.
+    pub fn receive_buffer(mut self, octets: u32) -> Self {
+        self.receive_buffer = Some(octets);
+        self
+    }
+
     /// TLS from the first octet is on.
     pub fn implicit(&self) -> bool {
         self.implicit_tls
@@ -136,10 +145,11 @@ pub struct Taken {
 #[derive(Default)]
 struct Seen {
     counts: HashMap<Step, usize>,
-    connections: usize,
+    clients: Vec<String>,
     commands: Vec<String>,
     messages: Vec<Taken>,
     pipelined: bool,
+    ended: usize,
 }
 
 /// A running server.
@@ -157,16 +167,25 @@ impl Drop for Scripted {
 
 impl Scripted {
     pub async fn start(script: Script) -> Scripted {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        if let Some(octets) = script.receive_buffer {
+            socket.set_recv_buffer_size(octets).expect("a buffer");
+        }
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a loopback port");
+        let listener = socket.listen(64).expect("listens");
         let address = listener.local_addr().expect("bound");
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (script, shared) = (Arc::new(script), seen.clone());
         let task = tokio::spawn(async move {
             let mut sessions = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                lock(&shared).connections += 1;
+            while let Ok((stream, client)) = listener.accept().await {
+                lock(&shared).clients.push(client.ip().to_string());
                 let session = Session { script: script.clone(), seen: shared.clone(), tls: false, buffer: Vec::new() };
-                sessions.spawn(session.run(stream));
+                let shared = shared.clone();
+                sessions.spawn(async move {
+                    session.run(stream).await;
+                    lock(&shared).ended += 1;
+                });
             }
         });
         Scripted { address, seen, task }
@@ -182,7 +201,17 @@ impl Scripted {
     }
 
     pub fn connections(&self) -> usize {
-        lock(&self.seen).connections
+        lock(&self.seen).clients.len()
+    }
+
+    /// Connections that are over, and all that was to be seen of them has been.
+    pub fn ended(&self) -> usize {
+        lock(&self.seen).ended
+    }
+
+    /// Where each connection came from.
+    pub fn clients(&self) -> Vec<String> {
+        lock(&self.seen).clients.clone()
     }
 
     /// Some command had arrived before the one ahead of it was answered.
@@ -366,6 +395,10 @@ impl Session {
                 Err(Ended)
             }
             Act::Cut => Err(Ended),
+            Act::Pause(pause) => {
+                tokio::time::sleep(pause).await;
+                Ok(0)
+            }
             Act::Hang => {
                 tokio::time::sleep(HANG_MOST).await;
                 Err(Ended)
