@@ -13,7 +13,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::client::{Connection, Target, Transaction};
+use super::client::{Connection, Transaction};
+use super::opening::Target;
 use super::outcome::{Cause, Report, Verdict};
 use super::pool::Pool;
 use super::schedule::Schedule;

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use crate::message::{Day, DayRecord, DaySpan, LaneId, LaneRecord, Queue, Reason, StreamId, Timestamp};
-use crate::policy::stage::days_to_target;
 use crate::policy::{
     self, AtDeadline, Boundary, Bounds, Calendar, LaneView, Outlook, Rules, State, StreamRules, admit,
 };
@@ -57,7 +56,8 @@ impl WarmupGate {
 
     /// Sending days from the start to the target.
     pub fn days_planned(&self) -> Option<u32> {
-        self.rules.as_ref().and_then(|rules| days_to_target(&rules.curve, rules.target, STAGES_MAX))
+        let rules = self.rules.as_ref()?;
+        (0..STAGES_MAX).find(|stage| rules.curve.at(*stage) >= rules.target as f64).map(|stage| stage + 1)
     }
 
     /// What the lane's day is called.
@@ -235,7 +235,7 @@ impl Gate for WarmupGate {
         let (Some(lane), Some(total)) = (ledger.lane(ask.lane), ledger.lane(LaneId::TOTAL)) else {
             return all_new(Reason::InQuota);
         };
-        let deadline = stream.overflow().max_wait().map_or(now, |wait| policy::wait::deadline(now, wait));
+        let deadline = stream.overflow().max_wait().map_or(now, |wait| now.after(wait));
         let lane_view = self.view(lane, day, ask.stream, now);
         let lane_then = self.at_deadline(ledger, lane, ask, ask.lane == LaneId::TOTAL, deadline, day);
         let total_view = if ask.lane == LaneId::TOTAL { lane_view } else { self.view(total, day, ask.stream, now) };
