@@ -42,6 +42,11 @@ impl LineReader {
         (!self.partial.is_empty() && !self.returned) || self.skipping.is_some()
     }
 
+    /// The beginning of a line whose end has not come.
+    pub fn held(&self) -> &[u8] {
+        if self.returned { &[] } else { &self.partial }
+    }
+
     /// The next line at the front of `input`; `None` when all of it is used up.
     pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Option<Line<'s>> {
         if std::mem::take(&mut self.returned) {

@@ -4,7 +4,7 @@
 //! final dot only when [`Intake::accept`] has said that the message is durable; replies come in the order of the
 //! commands and never repeat the client's octets. One session never costs more than 64 KiB beside its body sink.
 //!
-//! `session` decides and does no I/O; `server` moves bytes between it, the sockets and the [`Intake`]. Knows
+//! [`session`] decides and does no I/O; `server` moves bytes between it, the sockets and the [`Intake`]. Knows
 //! neither spool nor policy.
 
 pub mod command;
@@ -12,12 +12,15 @@ pub mod data;
 pub mod headers;
 pub mod line;
 pub mod path;
+pub mod session;
 
 use core::net::IpAddr;
 use std::time::Duration;
 
 use crate::message::{Envelope, QueueId, Timestamp};
 use crate::reply::Reply;
+
+pub use session::{SessionSettings, Timeouts};
 
 /// Takes accepted mail. The one thing behind the front door.
 pub trait Intake: Send + Sync + 'static {
