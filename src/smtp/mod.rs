@@ -4,14 +4,16 @@
 //! final dot only when [`Intake::accept`] has said that the message is durable; replies come in the order of the
 //! commands and never repeat the client's octets. One session never costs more than 64 KiB beside its body sink.
 //!
-//! [`session`] decides and does no I/O; `server` moves bytes between it, the sockets and the [`Intake`]. Knows
+//! [`session`] decides and does no I/O; [`server`] moves bytes between it, the sockets and the [`Intake`]. Knows
 //! neither spool nor policy.
 
 pub mod command;
+mod connection;
 pub mod data;
 pub mod headers;
 pub mod line;
 pub mod path;
+pub mod server;
 pub mod session;
 
 use core::net::IpAddr;
@@ -20,6 +22,7 @@ use std::time::Duration;
 use crate::message::{Envelope, QueueId, Timestamp};
 use crate::reply::Reply;
 
+pub use server::{ConnectionCounts, ListenerSettings, Server};
 pub use session::{SessionSettings, Timeouts};
 
 /// Takes accepted mail. The one thing behind the front door.
@@ -59,7 +62,7 @@ pub struct Submission<B> {
     /// When DATA began; the date in the `Received:` line.
     pub received_at: Timestamp,
     pub client: IpAddr,
-    /// The index of the listener the client came by.
+    /// [`ListenerSettings::index`] of the listener the client came by.
     pub listener: usize,
 }
 
