@@ -270,7 +270,12 @@ impl Dispatcher {
         let served = |queue: Queue| self.pool(queue.route()).is_some_and(|pool| pool.ready() > 0);
         let by_clock = schedule.wake_at(served).map(|at| self.clock.real_time_until(at));
         let by_probe = Route::ALL.into_iter().filter_map(|r| self.pool(r)?.probe_in()).min();
-        [by_clock, by_probe].into_iter().flatten().min().unwrap_or(LOOK_AROUND).clamp(Duration::from_millis(1), LOOK_AROUND)
+        [by_clock, by_probe]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(LOOK_AROUND)
+            .clamp(Duration::from_millis(1), LOOK_AROUND)
     }
 
     fn open_connections(self: &Arc<Self>, route: Route, count: usize) {

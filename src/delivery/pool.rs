@@ -50,12 +50,7 @@ impl Pool {
     /// At most `most` connections, at least one.
     pub fn new(most: usize) -> Self {
         let health = Health { up: true, last_error: None, failures: 0, probe_at: Instant::now() };
-        Pool {
-            most: most.max(1),
-            open: AtomicUsize::new(0),
-            idle: Mutex::default(),
-            health: Mutex::new(health),
-        }
+        Pool { most: most.max(1), open: AtomicUsize::new(0), idle: Mutex::default(), health: Mutex::new(health) }
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Idle> {

@@ -83,11 +83,12 @@ impl Schedule {
 
     /// The next time at which anything here is due, for lines that `serves` says can be served.
     pub fn wake_at(&self, serves: impl Fn(Queue) -> bool) -> Option<Timestamp> {
-        let lines = self.heads.iter().filter(|((queue, _), _)| serves(*queue)).map(|((queue, stream), due)| {
-            match self.blocked.get(queue) {
-                Some((first, until)) if self.rank(*stream) >= *first => (*due).max(*until),
-                _ => *due,
-            }
+        let lines = self.heads.iter().filter(|((queue, _), _)| serves(*queue)).map(|((queue, stream), due)| match self
+            .blocked
+            .get(queue)
+        {
+            Some((first, until)) if self.rank(*stream) >= *first => (*due).max(*until),
+            _ => *due,
         });
         lines.chain(self.housekeeping).min()
     }
@@ -112,7 +113,8 @@ mod tests {
 
     fn schedule(heads: &[(Queue, StreamId, i64)]) -> Schedule {
         let mut schedule = Schedule::new(vec![URGENT, BULK]);
-        let touched = heads.iter().map(|(queue, stream, due)| Touched { queue: *queue, stream: *stream, due: at(*due) });
+        let touched =
+            heads.iter().map(|(queue, stream, due)| Touched { queue: *queue, stream: *stream, due: at(*due) });
         schedule.touched(touched, None);
         schedule
     }

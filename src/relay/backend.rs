@@ -59,7 +59,8 @@ impl RelayBackend {
     async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
         let now = self.clock.now();
         let (gate, zone) = (self.gate.clone(), self.zone.clone());
-        let numbers = self.spool.look(move |ledger, now| numbers(&gate, ledger, zone, now)).await.map_err(unavailable)?;
+        let numbers =
+            self.spool.look(move |ledger, now| numbers(&gate, ledger, zone, now)).await.map_err(unavailable)?;
         let reader = self.reader.clone();
         let oldest = self.blocking(move || SHOWN.map(|state| reader.oldest(state).ok().flatten())).await?;
         let totals = |index: usize| StateTotals {
@@ -117,7 +118,10 @@ impl RelayBackend {
         let message = match &filter.id {
             None => None,
             Some(id) => Some(id.parse::<QueueId>().map_err(|()| {
-                BackendError::Refused(format!("`{}` is no queue id: twelve letters and digits", crate::log::printable(id)))
+                BackendError::Refused(format!(
+                    "`{}` is no queue id: twelve letters and digits",
+                    crate::log::printable(id)
+                ))
             })?),
         };
         let old = filter.older_than_seconds.map(|s| i64::try_from(s).unwrap_or(i64::MAX));
@@ -174,8 +178,7 @@ impl RelayBackend {
         wanted.state = Some(State::Deferred);
         let reader = self.reader.clone();
         let count = self.blocking(move || reader.count(wanted)).await?.map_err(unavailable)?;
-        let answer =
-            FlushAnswer { messages: count.items, recipients: count.recipients, bytes: count.bytes, dry_run };
+        let answer = FlushAnswer { messages: count.items, recipients: count.recipients, bytes: count.bytes, dry_run };
         if dry_run {
             return Ok(answer);
         }
@@ -233,7 +236,11 @@ fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> O
         sent: lane.today.sent,
         target: gate.rules().map(|rules| rules.target),
         tokens: limit.map(|_| room),
-        next_token_at: limit.filter(|_| room == 0).and_then(|_| view.wake(now)).map(|w| w.at).filter(|at| *at < span.ends),
+        next_token_at: limit
+            .filter(|_| room == 0)
+            .and_then(|_| view.wake(now))
+            .map(|w| w.at)
+            .filter(|at| *at < span.ends),
         pace_per_hour: view.pace.map(|pace| pace.hour_cap()),
         day_ends: span.ends,
         zone,

@@ -119,7 +119,9 @@ impl WarmupGate {
         let rank = self.stream(stream).rank();
         (0..self.streams.len() as u8)
             .map(StreamId)
-            .filter(|other| self.stream(*other).rank() > rank && self.stream(*other).takes_part())
+            .filter(|other| {
+                self.stream(*other).rank() > rank && self.stream(*other).route != policy::StreamRoute::Legacy
+            })
             .map(|other| {
                 let week_ago = Day(today.0 - WEEK_DAYS);
                 let known = lane.stream_since(other).is_some_and(|since| since <= week_ago);

@@ -108,8 +108,12 @@ impl Relay {
         let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
         let store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
         let (spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
-        tracing::info!(event = "spool.opened", in_flight = recovered.in_flight, damaged = recovered.damaged,
-            queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>());
+        tracing::info!(
+            event = "spool.opened",
+            in_flight = recovered.in_flight,
+            damaged = recovered.damaged,
+            queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
+        );
         assemble(settings, clock, gate, plan, sockets, spool)
     }
 
@@ -142,7 +146,8 @@ impl Sockets {
         let mut smtp = Vec::new();
         for (index, listener) in settings.listeners.iter().enumerate() {
             for &address in &listener.bind {
-                let server = Server::bind(ListenerSettings { address, index }).map_err(|e| cannot_listen(address, &e))?;
+                let server =
+                    Server::bind(ListenerSettings { address, index }).map_err(|e| cannot_listen(address, &e))?;
                 let bound = server.local_addr().map_err(|e| cannot_listen(address, &e))?;
                 smtp.push((server, bound, index));
             }
@@ -190,8 +195,7 @@ fn assemble(
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(StartError::of_spool)?);
     let no_claims: CancellationToken = no_more_claims;
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.clone());
-    let (handle, committer) =
-        committer::start(spool, gate.clone(), dispatcher.clone(), clock.clone()).map_err(io)?;
+    let (handle, committer) = committer::start(spool, gate.clone(), dispatcher.clone(), clock.clone()).map_err(io)?;
     let watermark = Watermark {
         path: settings.data_dir.clone(),
         min_free: settings.queue.disk.min_free,
@@ -417,4 +421,3 @@ fn route_plan(route: Route, upstream: &Upstream) -> Result<RoutePlan, StartError
         messages_per_connection: upstream.messages_per_connection,
     })
 }
-
