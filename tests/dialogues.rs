@@ -21,7 +21,7 @@ use mailramp::reply::{EnhancedCode, Reply};
 use mailramp::smtp::session::{Event, Session};
 use mailramp::smtp::{Refusal, RejectReason, Replies, SessionSettings};
 
-const RUNS_PER_DIALOGUE: u64 = 100;
+const RUNS_PER_DIALOGUE: u64 = 20;
 
 /// What `set:` lines say.
 struct Setup {

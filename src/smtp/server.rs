@@ -2,7 +2,7 @@
 //!
 //! Promises: a port in use is an error before anything has started; a connection beyond the limits is told so and costs
 //! no task; a session that panics takes nobody with it; after shutdown nothing new is taken and what is in DATA gets
-//! its time. What a session does is [`super::session`]'s and [`super::connection`]'s matter.
+//! its time. What a session does is `session`'s and `connection`'s matter.
 
 use core::net::{IpAddr, SocketAddr};
 use std::io;
