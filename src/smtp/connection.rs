@@ -17,8 +17,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::session::{Event, Replies, Session};
-use super::{BodySink, Intake, Observer, SessionSettings, Submission};
+use super::session::{Event, Session};
+use super::{BodySink, Intake, Observer, Replies, SessionSettings, Submission};
 use crate::message::{Envelope, QueueId, Timestamp};
 
 /// What all connections of a listener have in common.

@@ -9,12 +9,15 @@
 
 pub mod command;
 mod connection;
+pub mod counts;
 pub mod data;
 pub mod headers;
 pub mod line;
 pub mod path;
+pub mod replies;
 pub mod server;
 pub mod session;
+pub mod settings;
 
 use core::net::IpAddr;
 use std::time::Duration;
@@ -22,8 +25,10 @@ use std::time::Duration;
 use crate::message::{Envelope, QueueId, Timestamp};
 use crate::reply::Reply;
 
-pub use server::{ConnectionCounts, ListenerSettings, Server};
-pub use session::{SessionSettings, Timeouts};
+pub use counts::ConnectionCounts;
+pub use replies::Replies;
+pub use server::{ListenerSettings, Server};
+pub use settings::{SessionSettings, Timeouts};
 
 /// Takes accepted mail. The one thing behind the front door.
 pub trait Intake: Send + Sync + 'static {

@@ -2,12 +2,11 @@
 //!
 //! Promises: a port in use is an error before anything has started; a connection beyond the limits is told so and costs
 //! no task; a session that panics takes nobody with it; after shutdown nothing new is taken and what is in DATA gets
-//! its time. What a session does is [`super::session`]'s and [`super::connection`]'s matter.
+//! its time. What a session does is `session`'s and `connection`'s matter.
 
 use core::net::{IpAddr, SocketAddr};
-use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -17,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Shared};
+use super::counts::{ConnectionCounts, Slot};
 use super::{Intake, Observer, Opened, RejectReason, SessionSettings};
 
 /// Where to listen.
@@ -152,70 +152,6 @@ impl CrowdLog {
     }
 }
 
-/// How many connections are open, in all and by address. One for all listeners.
-#[derive(Debug)]
-pub struct ConnectionCounts {
-    max: usize,
-    max_per_address: usize,
-    open: Mutex<OpenCounts>,
-}
-
-#[derive(Debug, Default)]
-struct OpenCounts {
-    all: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-impl ConnectionCounts {
-    pub fn new(max: usize, max_per_address: usize) -> Self {
-        ConnectionCounts { max, max_per_address, open: Mutex::default() }
-    }
-
-    /// Connections open now.
-    pub fn open(&self) -> usize {
-        self.lock().all
-    }
-
-    /// Counts a connection until the slot is dropped. The error says which limit is reached.
-    fn enter(self: &Arc<Self>, client: IpAddr) -> Result<Slot, Opened> {
-        let mut open = self.lock();
-        if open.all >= self.max {
-            return Err(Opened::TooMany);
-        }
-        let from_address = open.by_address.get(&client).copied().unwrap_or(0);
-        if from_address >= self.max_per_address {
-            return Err(Opened::TooManyFromAddress);
-        }
-        open.all += 1;
-        open.by_address.insert(client, from_address + 1);
-        Ok(Slot { counts: self.clone(), client })
-    }
-
-    /// Plain numbers that no panic leaves half written.
-    fn lock(&self) -> MutexGuard<'_, OpenCounts> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Debug)]
-struct Slot {
-    counts: Arc<ConnectionCounts>,
-    client: IpAddr,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut open = self.counts.lock();
-        open.all -= 1;
-        if let Some(count) = open.by_address.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                open.by_address.remove(&self.client);
-            }
-        }
-    }
-}
-
 /// Tells the observer when the connection opens and, however its task ends, when it closes.
 struct OpenConnection {
     observer: Arc<dyn Observer>,
@@ -247,6 +183,7 @@ const GRACE_MARGIN: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -8,110 +8,17 @@
 
 use core::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use ipnet::IpNet;
 
 use super::command::{self, Command, CommandError, ParameterError};
 use super::data::{DataScanner, Piece};
 use super::headers::{HeaderWatch, Origin, received_line};
 use super::line::{Line, LineReader};
-use super::{Refusal, RejectReason};
+use super::settings::contains;
+use super::{Refusal, RejectReason, Replies, SessionSettings};
 use crate::message::{Envelope, QueueId, Recipient, Timestamp};
 use crate::reply::{EnhancedCode, Reply};
-
-/// The same for all sessions of a listener.
-#[derive(Clone, Debug)]
-pub struct SessionSettings {
-    /// What we call ourselves in greeting, EHLO and `Received:`. ASCII without spaces.
-    pub hostname: String,
-    /// Octets of one message as it will be relayed, without our `Received:` line.
-    pub max_message_bytes: u64,
-    pub max_recipients: usize,
-    pub max_header_bytes: u64,
-    /// Who may relay; empty means nobody.
-    pub allow_from: Vec<IpNet>,
-    /// Whose lone CR and LF in DATA are mended to CRLF instead of refused.
-    pub normalize: Vec<IpNet>,
-    pub timeouts: Timeouts,
-}
-
-impl Default for SessionSettings {
-    fn default() -> Self {
-        SessionSettings {
-            hostname: "localhost".into(),
-            max_message_bytes: 50 * 1024 * 1024,
-            max_recipients: 1000,
-            max_header_bytes: 256 * 1024,
-            allow_from: Vec::new(),
-            normalize: Vec::new(),
-            timeouts: Timeouts::default(),
-        }
-    }
-}
-
-/// How long a client may take. Kept by the driver; the session has no clock.
-#[derive(Clone, Debug)]
-pub struct Timeouts {
-    /// From the connection to the end of the first command.
-    pub first_command: Duration,
-    /// Without a single octet, and without taking a single octet of a reply.
-    pub idle: Duration,
-    /// From the first octet of a command to its CRLF.
-    pub command: Duration,
-    /// Slowest DATA, in octets per second, over any [`Timeouts::data_window`] of waiting for the client.
-    pub data_min_rate: u64,
-    pub data_window: Duration,
-    /// How long sessions in DATA may go on after shutdown was asked for.
-    pub shutdown_grace: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Timeouts {
-            first_command: Duration::from_secs(10),
-            idle: Duration::from_secs(5 * 60),
-            command: Duration::from_secs(5 * 60),
-            data_min_rate: 500,
-            data_window: Duration::from_secs(60),
-            shutdown_grace: Duration::from_secs(30),
-        }
-    }
-}
-
-/// What gathers until it is sent in one write.
-#[derive(Debug, Default)]
-pub struct Replies {
-    pub bytes: Vec<u8>,
-    /// One entry for each command or message refused, in order.
-    pub rejected: Vec<RejectReason>,
-}
-
-impl Replies {
-    fn text(&mut self, line: &str) {
-        self.bytes.extend_from_slice(line.as_bytes());
-        self.bytes.extend_from_slice(b"\r\n");
-    }
-
-    fn refuse(&mut self, reason: RejectReason, line: &str) {
-        self.rejected.push(reason);
-        self.text(line);
-    }
-
-    /// All lines of `reply`, each with both codes. What is not printable ASCII becomes `?`.
-    fn reply(&mut self, reply: &Reply) {
-        let lines = reply.text.split('\n').count();
-        for (i, line) in reply.text.split('\n').enumerate() {
-            let separator = if i + 1 == lines { ' ' } else { '-' };
-            let line: String = line.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
-            match reply.enhanced {
-                Some(enhanced) => self.text(&format!("{}{separator}{enhanced} {line}", reply.code)),
-                None => self.text(&format!("{}{separator}{line}", reply.code)),
-            }
-        }
-    }
-}
 
 /// What the driver does next.
 #[derive(Debug, PartialEq, Eq)]
@@ -549,12 +456,6 @@ impl Data {
     }
 }
 
-/// Is `client` in one of `networks`? An IPv4 address that came mapped into IPv6 counts as IPv4.
-fn contains(networks: &[IpNet], client: IpAddr) -> bool {
-    let client = client.to_canonical();
-    networks.iter().any(|network| network.contains(&client))
-}
-
 const ERRORS_MAX: u32 = 20;
 const LONG_LINES_MAX: u32 = 3;
 const BARE_LINES_MAX: u32 = 2;
@@ -716,12 +617,6 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_ipv4_address_counts_as_ipv4() {
-        assert!(contains(&["192.0.2.0/24".parse().unwrap()], "::ffff:192.0.2.9".parse().unwrap()));
-        assert!(!contains(&[], "192.0.2.9".parse().unwrap()));
-    }
-
-    #[test]
     fn a_body_that_could_not_be_kept_is_refused_at_its_end() {
         let mut talk = Talk::new(|_| ());
         talk.say(b"EHLO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n");
@@ -748,13 +643,6 @@ mod tests {
         let event = talk.session.next(&mut input, &mut talk.replies);
         assert_eq!(event, Event::Flush);
         assert!(talk.replies.bytes.len() < REPLIES_FLUSH_OCTETS + 1024);
-    }
-
-    #[test]
-    fn a_refusal_of_several_lines_has_its_codes_on_each() {
-        let mut replies = Replies::default();
-        replies.reply(&Reply::new(452, EnhancedCode(4, 3, 1), "one\ntwo\r\u{e9}"));
-        assert_eq!(replies.bytes, b"452-4.3.1 one\r\n452 4.3.1 two??\r\n");
     }
 
     fn full() -> Refusal {
