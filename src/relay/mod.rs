@@ -135,7 +135,7 @@ impl Relay {
         self.no_more_questions.cancel();
         while let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(1), self.admin.join_next()).await {}
         self.admin.shutdown().await;
-        drop(self.backend);
+        self.backend.spool.stop().await;
         let committer = self.committer;
         tokio::task::spawn_blocking(move || committer.join()).await.unwrap_or(Err(SpoolError::Stopped))
     }

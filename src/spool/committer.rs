@@ -46,9 +46,10 @@ enum Operation {
     Settle(Box<Settle>),
     Chore(Chore, oneshot::Sender<Result<ChoreAnswer, SpoolError>>),
     Look(Look),
+    Stop,
 }
 
-/// The way into the committer. Cheap to clone; the thread ends when the last one is gone.
+/// The way into the committer. Cheap to clone; the thread ends when it is told to, or when the last one is gone.
 #[derive(Clone)]
 pub struct SpoolHandle {
     operations: mpsc::Sender<Operation>,
@@ -93,6 +94,12 @@ impl SpoolHandle {
         let look: Look = Box::new(move |ledger, now| drop(answer.send(look(ledger, now))));
         self.operations.send(Operation::Look(look)).await.map_err(|_| SpoolError::Stopped)?;
         result.await.map_err(|_| SpoolError::Stopped)
+    }
+
+    /// Ends the committer after what was asked before; questions asked later get [`SpoolError::Stopped`].
+    pub async fn stop(&self) {
+        // Already gone is as good.
+        let _ = self.operations.send(Operation::Stop).await;
     }
 
     /// The last batch found no room. New mail may still be tried: that is how it is found out that there is some.
@@ -168,7 +175,9 @@ struct Waiting {
 
 impl<S: Store> Worker<S> {
     fn run(mut self, mut inbox: mpsc::Receiver<Operation>) -> Result<(), SpoolError> {
-        while let Some(first) = inbox.blocking_recv() {
+        let mut stopping = false;
+        while !stopping {
+            let Some(first) = inbox.blocking_recv() else { break };
             let mut batch = Batch { settles: std::mem::take(&mut self.unsettled), ..Batch::default() };
             let mut waiting = Waiting::default();
             let mut bytes = 0;
@@ -191,16 +200,17 @@ impl<S: Store> Worker<S> {
                         waiting.chores.push(answer);
                     }
                     Operation::Look(look) => look(self.spool.ledger(), self.clock.now()),
+                    Operation::Stop => stopping = true,
                 }
                 count += 1;
-                let more = bytes < BATCH_BYTES && count < BATCH_OPERATIONS;
+                let more = !stopping && bytes < BATCH_BYTES && count < BATCH_OPERATIONS;
                 next = more.then(|| inbox.try_recv().ok()).flatten();
             }
             if !batch.is_empty() {
                 self.commit(batch, waiting)?;
             }
         }
-        // Whoever could still ask is gone; what is unsettled will be found in flight at the next start.
+        // What is unsettled will be found in flight at the next start.
         Ok(())
     }
 
