@@ -66,6 +66,11 @@ impl Segments {
         })
     }
 
+    /// Begins a new segment after so many octets from here on.
+    pub fn set_most_bytes(&mut self, bytes: u64) {
+        self.most_bytes = bytes;
+    }
+
     /// The file of a segment.
     pub fn path(&self, id: SegmentId) -> PathBuf {
         self.directory.join(format!("{id:08}.seg"))

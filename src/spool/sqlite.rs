@@ -189,6 +189,11 @@ impl SqliteStore {
         self.sync_hook = Some(hook);
     }
 
+    /// Begins a new segment after so many octets, so that a test need not write many MiB to see one change.
+    pub fn set_segment_bytes(&mut self, bytes: u64) {
+        self.segments.set_most_bytes(bytes);
+    }
+
     /// The data directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()
