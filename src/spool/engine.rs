@@ -180,7 +180,10 @@ impl<S: Store> Spool<S> {
                 reason: item.reason,
             });
             if item.state == State::InFlight {
-                self.hand_over(item, work)?;
+                let route = item.queue.route();
+                if matches!(self.hand_over(item, work)?, Claiming::Damaged) {
+                    work.untake(route);
+                }
             } else {
                 work.touch(&item);
             }
@@ -285,6 +288,7 @@ impl<S: Store> Spool<S> {
                 for item in items {
                     match self.claim_item(item, work)? {
                         Claiming::Claimed => answer.items += 1,
+                        Claiming::Damaged => {}
                         Claiming::StreamBlocked(until) => {
                             answer.next_due.push((stream, Some(until)));
                             continue 'streams;
@@ -325,16 +329,14 @@ impl<S: Store> Spool<S> {
                         self.store.reference_body(item.body, 1)?;
                         self.store.insert(&item)?;
                         self.ledger.enter(&item);
-                        self.hand_over(item, work)?;
-                        return Ok(Claiming::Claimed);
+                        return self.hand_over(item, work);
                     }
                 }
             }
         }
         item.state = State::InFlight;
         self.replace(&old, &item)?;
-        self.hand_over(item, work)?;
-        Ok(Claiming::Claimed)
+        self.hand_over(item, work)
     }
 
     /// Tokens for a fresh message: how many recipients, and the reservation when the lane is metered.
@@ -350,11 +352,10 @@ impl<S: Store> Spool<S> {
         }
     }
 
-    fn hand_over(&mut self, item: Item, work: &mut Work<'_>) -> Result<(), SpoolError> {
-        if let Some(claimed) = self.with_body(item, work.now)? {
-            work.done.handed.push(claimed);
-        }
-        Ok(())
+    fn hand_over(&mut self, item: Item, work: &mut Work<'_>) -> Result<Claiming, SpoolError> {
+        let Some(claimed) = self.with_body(item, work.now)? else { return Ok(Claiming::Damaged) };
+        work.done.handed.push(claimed);
+        Ok(Claiming::Claimed)
     }
 
     /// Joins an item with its octets. An item whose body is gone is damaged: it is put aside, not sent.
@@ -569,6 +570,8 @@ impl<S: Store> Spool<S> {
 
 enum Claiming {
     Claimed,
+    /// Put aside; the connection is for the next one.
+    Damaged,
     StreamBlocked(Timestamp),
     Blocked(Timestamp),
 }

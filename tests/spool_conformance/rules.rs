@@ -19,6 +19,7 @@ on_both! {
     expired_items_are_handed_out_to_fail_and_dead_letters_are_kept_for_their_time,
     a_report_is_stored_with_the_settle_that_caused_it,
     a_flush_makes_deferred_items_due_now,
+    an_item_whose_octets_are_gone_is_put_aside_and_takes_no_connection,
 }
 
 fn accepted_mail_is_there_after_a_crash<B: Backend>() {
@@ -351,4 +352,20 @@ fn a_flush_makes_deferred_items_due_now<B: Backend>() {
     assert_eq!(bench.chore(Chore::Flush { message: None, most_items: 9 }).0.items, 0);
     assert_eq!(bench.claim(9).len(), 2);
     bench.check();
+}
+
+fn an_item_whose_octets_are_gone_is_put_aside_and_takes_no_connection<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate::of(100));
+    bench.put(2);
+    bench.put(1);
+    let body = bench.items()[0].body;
+    let store = bench.faults();
+    store.begin().unwrap();
+    store.inner.reference_body(body, -1).unwrap();
+    store.inner.commit().unwrap();
+    let done = bench.claim_from(Queue::New(LANE), &[STREAM], 1);
+    assert_eq!((done.claims[0].items, done.handed.len()), (1, 1), "the next one goes instead");
+    assert_eq!(done.handed[0].item.message, QueueId(2));
+    assert_eq!(bench.items()[0].state, State::Quarantined);
+    assert_eq!(bench.reserved(), (1, 1), "its tokens are back");
 }
