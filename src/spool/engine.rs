@@ -165,6 +165,10 @@ impl<S: Store> Spool<S> {
         for part in &accept.parts {
             self.place(accept, part, &mut items, work);
         }
+        if items.is_empty() {
+            // A body that no item names would stay for ever.
+            return Ok(Vec::new());
+        }
         let body = self.store.insert_body(&accept.body, accept.id, items.len() as u64)?;
         self.last_message = self.last_message.max(accept.id);
         let mut placed = Vec::with_capacity(items.len());

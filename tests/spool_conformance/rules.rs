@@ -20,6 +20,7 @@ on_both! {
     a_report_is_stored_with_the_settle_that_caused_it,
     a_flush_makes_deferred_items_due_now,
     an_item_whose_octets_are_gone_is_put_aside_and_takes_no_connection,
+    a_message_for_nobody_leaves_nothing_behind,
 }
 
 fn accepted_mail_is_there_after_a_crash<B: Backend>() {
@@ -368,4 +369,14 @@ fn an_item_whose_octets_are_gone_is_put_aside_and_takes_no_connection<B: Backend
     assert_eq!(done.handed[0].item.message, QueueId(2));
     assert_eq!(bench.items()[0].state, State::Quarantined);
     assert_eq!(bench.reserved(), (1, 1), "its tokens are back");
+}
+
+fn a_message_for_nobody_leaves_nothing_behind<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate::of(100));
+    let mut message = bench.message(LANE, STREAM, 0, 5000);
+    assert_eq!(bench.accept(message.clone()).unwrap(), []);
+    message.parts.clear();
+    message.id = QueueId(99);
+    assert_eq!(bench.accept(message).unwrap(), []);
+    bench.check();
 }
