@@ -214,7 +214,9 @@ impl<S: Store> Spool<S> {
         let split = usize::try_from(admission.new).unwrap_or(usize::MAX).min(part.recipients.len());
         let (mut new, rest) = part.recipients.split_at(split);
         let lane_queue = Queue::New(part.lane);
-        if !new.is_empty() && self.nobody_waits(lane_queue) && work.take(Route::New) {
+        let ahead = |queue| items.iter().any(|i| i.queue == queue && i.state.is_waiting());
+        let (new_is_free, legacy_is_free) = (!ahead(lane_queue), !ahead(Queue::Legacy));
+        if !new.is_empty() && new_is_free && self.nobody_waits(lane_queue) && work.take(Route::New) {
             let (granted, reservation) = self.grant(Ask { recipients: new.len() as u64, ..ask }, work);
             if granted == 0 {
                 work.untake(Route::New);
@@ -235,7 +237,7 @@ impl<S: Store> Spool<S> {
             items.push(item);
         }
         if !rest.is_empty() {
-            let at_once = self.nobody_waits(Queue::Legacy) && work.take(Route::Legacy);
+            let at_once = legacy_is_free && self.nobody_waits(Queue::Legacy) && work.take(Route::Legacy);
             let state = if at_once { State::InFlight } else { State::Ready };
             items.push(self.fresh(accept, part, rest, Queue::Legacy, state, admission.rest_reason, work.now));
         }
@@ -283,7 +285,7 @@ impl<S: Store> Spool<S> {
     fn claim(&mut self, claim: &Claim, work: &mut Work<'_>) -> Result<ClaimAnswer, SpoolError> {
         let mut answer = ClaimAnswer::default();
         'streams: for &stream in &claim.streams {
-            while answer.items < claim.most_items {
+            while answer.items < claim.most_items && answer.blocked_until.is_none() {
                 let most = (claim.most_items - answer.items).min(READ_AHEAD);
                 let items = self.store.due(claim.queue, stream, work.now, most)?;
                 if items.is_empty() {
@@ -299,7 +301,7 @@ impl<S: Store> Spool<S> {
                         }
                         Claiming::Blocked(until) => {
                             answer.blocked_until = Some(until);
-                            break 'streams;
+                            break;
                         }
                     }
                 }

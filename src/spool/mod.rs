@@ -254,9 +254,10 @@ pub struct Claim {
 pub struct ClaimAnswer {
     /// Items handed over.
     pub items: usize,
-    /// For each stream asked about, when its first item is due; `None`: the line is empty.
+    /// For each stream asked about, in that order, when asking about it again can help as far as the stream alone is
+    /// concerned: when its first item is due, or its share has room. `None`: nothing waits.
     pub next_due: Vec<(StreamId, Option<Timestamp>)>,
-    /// The lane refused: asking again helps from here on.
+    /// The lane refused: asking again helps from here on, whatever `next_due` says.
     pub blocked_until: Option<Timestamp>,
 }
 

@@ -21,6 +21,7 @@ on_both! {
     a_flush_makes_deferred_items_due_now,
     an_item_whose_octets_are_gone_is_put_aside_and_takes_no_connection,
     a_message_for_nobody_leaves_nothing_behind,
+    every_stream_asked_about_is_answered_also_when_the_lane_refuses,
 }
 
 fn accepted_mail_is_there_after_a_crash<B: Backend>() {
@@ -234,6 +235,14 @@ fn an_item_goes_out_at_once_only_when_nobody_waits<B: Backend>() {
     let message = bench.message(OTHER_LANE, STREAM, 1, 10);
     assert_eq!(bench.accept(message).unwrap()[0].state, State::InFlight);
     assert_eq!(bench.ready.left(Route::New), 8);
+    // Two parts of one message: the second does not overtake the first either.
+    let mut bench = Bench::<B>::new(FixedGate { stream_limits: [(STREAM, 0)].into(), ..FixedGate::of(100) });
+    bench.ready.set(Route::New, 9);
+    let mut message = bench.message(LANE, STREAM, 1, 10);
+    message.parts.push(Part { stream: OTHER_STREAM, ..message.parts[0].clone() });
+    let states: Vec<_> = bench.accept(message).unwrap().iter().map(|p| p.state).collect();
+    assert_eq!(states, [State::Held, State::Held]);
+    assert_eq!(bench.ready.left(Route::New), 9);
 }
 
 fn connections_are_taken_and_given_back_exactly<B: Backend>() {
@@ -379,4 +388,16 @@ fn a_message_for_nobody_leaves_nothing_behind<B: Backend>() {
     message.id = QueueId(99);
     assert_eq!(bench.accept(message).unwrap(), []);
     bench.check();
+}
+
+fn every_stream_asked_about_is_answered_also_when_the_lane_refuses<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate::of(1));
+    bench.put(2);
+    let message = bench.message(LANE, OTHER_STREAM, 1, 10);
+    bench.accept(message).unwrap();
+    let done = bench.claim_from(Queue::New(LANE), &[STREAM, OTHER_STREAM], 10);
+    let answer = &done.claims[0];
+    assert_eq!(answer.items, 1);
+    assert_eq!(answer.blocked_until, Some(MIDNIGHT.after(DAY)));
+    assert_eq!(answer.next_due, [(STREAM, Some(MIDNIGHT)), (OTHER_STREAM, Some(MIDNIGHT))]);
 }
