@@ -3,6 +3,8 @@
 //! Written once over [`Store`], so that every back end behaves alike. The ledger in memory is changed along the way;
 //! when a transaction fails it is read anew from the store, so that the two can never drift apart.
 
+use std::time::Duration;
+
 use super::item::{BodyId, Item, ItemId, State};
 use super::ledger::{Ledger, Row};
 use super::{
@@ -15,6 +17,8 @@ use crate::message::{Envelope, Queue, QueueId, Reason, Recipient, Route, Timesta
 const READ_AHEAD: usize = 64;
 /// Items in flight at a crash that are put back in one transaction.
 const RECOVER_AT_ONCE: usize = 1000;
+/// A `maybe` item that was to change its route is tried again on its own one after this.
+const MAYBE_RETRY: Duration = Duration::from_secs(15 * 60);
 /// A process that slept for longer than this closes no more than so many empty days.
 const MOST_TURNS: usize = 64;
 
@@ -458,6 +462,10 @@ impl<S: Store> Spool<S> {
                 (item.maybe, item.deadline) = (true, None);
             }
             Fate::Untouched => item.state = self.waiting_state(item.queue),
+            // The refusal is this attempt's; an earlier one may have been taken. Never by both routes.
+            Fate::Rerouted { .. } if item.maybe => {
+                (item.state, item.due) = (State::Deferred, now.after(MAYBE_RETRY));
+            }
             Fate::Rerouted { reason } => {
                 (item.state, item.queue, item.reason) = (State::Ready, Queue::Legacy, reason);
                 (item.due, item.deadline) = (now, None);

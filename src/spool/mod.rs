@@ -207,7 +207,8 @@ pub enum Fate {
     },
     /// Nothing was said about it: back in line as it was.
     Untouched,
-    /// Definitely not accepted by this route; the other one takes it.
+    /// Definitely not accepted by this route; the legacy server takes it. An item that is `maybe` keeps its route
+    /// all the same, and is deferred.
     Rerouted {
         /// Why.
         reason: Reason,

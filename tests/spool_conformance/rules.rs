@@ -22,6 +22,7 @@ on_both! {
     an_item_whose_octets_are_gone_is_put_aside_and_takes_no_connection,
     a_message_for_nobody_leaves_nothing_behind,
     every_stream_asked_about_is_answered_also_when_the_lane_refuses,
+    a_maybe_item_never_changes_its_route,
 }
 
 fn accepted_mail_is_there_after_a_crash<B: Backend>() {
@@ -400,4 +401,27 @@ fn every_stream_asked_about_is_answered_also_when_the_lane_refuses<B: Backend>()
     assert_eq!(answer.items, 1);
     assert_eq!(answer.blocked_until, Some(MIDNIGHT.after(DAY)));
     assert_eq!(answer.next_due, [(STREAM, Some(MIDNIGHT)), (OTHER_STREAM, Some(MIDNIGHT))]);
+}
+
+fn a_maybe_item_never_changes_its_route<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate { wait: Some(HOUR), ..FixedGate::of(100) });
+    bench.put(1);
+    bench.put(1);
+    let claimed = bench.claim(2);
+    bench.settle_all(&claimed[0], Fate::Unknown { due: bench.now });
+    bench.crash(); // The second was in flight.
+    bench.pass(2 * DAY);
+    let (answer, _) = bench.chore(Chore::MoveOverdue { most_items: 10 });
+    assert_eq!((answer.items, answer.next), (0, None));
+    // Not even when the next attempt is refused: the first one may have arrived.
+    let claimed = bench.claim(2);
+    assert_eq!(claimed.len(), 2);
+    for claimed in &claimed {
+        assert!(claimed.item.maybe);
+        bench.settle_all(claimed, Fate::Rerouted { reason: Reason::Fallback });
+    }
+    let items = bench.items();
+    assert!(items.iter().all(|i| i.queue == Queue::New(LANE) && i.maybe && i.state == State::Deferred), "{items:?}");
+    assert!(items.iter().all(|i| i.due > bench.now), "no hot loop: {items:?}");
+    bench.check();
 }
