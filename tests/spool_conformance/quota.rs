@@ -16,6 +16,8 @@ on_both! {
     the_pace_survives_a_restart,
     a_lane_without_a_limit_needs_no_reservation_but_is_counted,
     many_days_asleep_leave_a_history_without_gaps,
+    the_ledger_does_not_grow_with_the_years,
+    everything_the_ledger_knows_is_there_after_a_restart,
 }
 
 fn a_claim_reserves_and_a_restart_does_not_reopen_the_day<B: Backend>() {
@@ -226,4 +228,60 @@ fn many_days_asleep_leave_a_history_without_gaps<B: Backend>() {
         assert_eq!(days, (20_169..20_200).collect::<Vec<_>>());
         assert_eq!(lane.today.day, Day(20_200));
     }
+}
+
+fn the_ledger_does_not_grow_with_the_years<B: Backend>() {
+    for gate in [FixedGate::of(10), FixedGate::unmetered()] {
+        let mut bench = Bench::<B>::new(gate);
+        bench.ready.set(Route::New, 1_000_000);
+        for _ in 0..250 {
+            let message = bench.message(LANE, STREAM, 1, 10);
+            let done = bench.apply(&Batch { accepts: vec![message], ..Batch::default() }).unwrap();
+            bench.settle_all(&done.handed[0], Fate::Relayed);
+            bench.pass(7 * HOUR);
+        }
+        let rows = bench.faults().ledger_rows().unwrap();
+        let slots = rows.iter().filter(|r| matches!(r, Row::Slot { .. })).count();
+        assert!(slots <= 2 * 5, "{slots} quarter-hours kept");
+    }
+}
+
+fn everything_the_ledger_knows_is_there_after_a_restart<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate { spacing: Some(MINUTE), ..FixedGate::of(5) });
+    for _ in 0..20 {
+        bench.put(3);
+        let message = bench.message(OTHER_LANE, OTHER_STREAM, 2, 10);
+        bench.accept(message).unwrap();
+        for queue in [Queue::New(LANE), Queue::New(OTHER_LANE)] {
+            for claimed in bench.claim_from(queue, &[STREAM, OTHER_STREAM], 2).handed {
+                bench.settle_all(&claimed, Fate::Relayed);
+            }
+        }
+        bench.pass(17 * HOUR);
+    }
+    let facts = |ledger: &Ledger, now: Timestamp| {
+        let lanes: Vec<_> = ledger
+            .lanes()
+            .map(|(id, lane)| {
+                let days = (0..40).map(|back| Day(lane.today.day.0 - back));
+                let streams: Vec<_> =
+                    days.map(|d| (lane.stream_on(STREAM, d), lane.stream_on(OTHER_STREAM, d))).collect();
+                let sums: Vec<_> = (0..100).map(|n| lane.reserved_24h(now.after(n * 15 * MINUTE))).collect();
+                let state = (lane.record, lane.today, lane.history.clone(), lane.arrival, lane.outstanding());
+                (id, state, streams, sums, lane.reserved_today())
+            })
+            .collect();
+        let totals: Vec<_> = ledger.totals().filter(|t| t.3.items > 0).collect();
+        (ledger.span(), lanes, totals)
+    };
+    bench.apply(&Batch::default()).unwrap();
+    let before = facts(bench.ledger(), bench.now);
+    assert!(before.1[1].1.2.len() > 5, "some history");
+    bench.crash();
+    assert_eq!(facts(bench.ledger(), bench.now), before);
+    // The same when a batch fails and the ledger is read anew.
+    bench.faults().fail_after = Some(3);
+    let message = bench.message(LANE, STREAM, 4, 10);
+    bench.accept(message).unwrap_err();
+    assert_eq!(facts(bench.ledger(), bench.now), before);
 }
