@@ -86,6 +86,9 @@ pub struct SqliteStore {
     tails: HashMap<SegmentId, i64>,
     unlink: Vec<PathBuf>,
     last_body: i64,
+    /// Highest item id and queue id ever stored, and what of it is on disk: rows that are gone must not free their ids.
+    last_ids: (i64, i64),
+    saved_ids: (i64, i64),
     damaged: Vec<BodyId>,
     watermark: Watermark,
     ballast: Ballast,
@@ -159,6 +162,14 @@ impl SqliteStore {
         let last_body = connection
             .query_row("SELECT ifnull(max(id), 0) FROM body", [], |r| r.get(0))
             .map_err(database("reading bodies"))?;
+        let last_ids = connection
+            .query_row(
+                "SELECT ifnull((SELECT value FROM meta WHERE key = 'last_item'), 0),
+                   ifnull((SELECT value FROM meta WHERE key = 'last_message'), 0)",
+                [],
+                |r| Ok((r.get(0)?, r.get(1)?)),
+            )
+            .map_err(database("reading the last ids"))?;
         let live: BTreeMap<SegmentId, i64> =
             rows(&connection, "SELECT id, live FROM seg", |r| Ok((r.get(0)?, r.get(1)?)))?.into_iter().collect();
         let directory_of_segments = path.join("segments");
@@ -177,6 +188,8 @@ impl SqliteStore {
             tails: HashMap::new(),
             unlink: Vec::new(),
             last_body,
+            last_ids,
+            saved_ids: last_ids,
             damaged: Vec::new(),
             sync_hook: None,
         };
@@ -300,6 +313,16 @@ impl SqliteStore {
             self.execute("DELETE FROM seg WHERE id = ?1", params![id])?;
         }
         Ok(emptied)
+    }
+
+    fn write_last_ids(&mut self) -> Result<(), SpoolError> {
+        let ((item, message), saved) = (self.last_ids, self.saved_ids);
+        for (key, id, saved) in [("last_item", item, saved.0), ("last_message", message, saved.1)] {
+            if id != saved {
+                self.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)", params![key, id])?;
+            }
+        }
+        Ok(())
     }
 
     fn forget_transaction(&mut self) {
@@ -441,20 +464,7 @@ impl Store for SqliteStore {
     }
 
     fn last_ids(&mut self) -> Result<(ItemId, QueueId), SpoolError> {
-        let item = self
-            .connection
-            .query_row("SELECT ifnull(max(id), 0) FROM item", [], |r| r.get(0))
-            .map_err(database("reading the last id"))?;
-        // The newest body carries a queue id close to the highest; ids also rise with the clock.
-        let message: Option<i64> = self
-            .connection
-            .query_row("SELECT max(message) FROM (SELECT message FROM body ORDER BY id DESC LIMIT 1000)", [], |r| {
-                r.get::<_, Option<i64>>(0)
-            })
-            .optional()
-            .map_err(database("reading the last queue id"))?
-            .flatten();
-        Ok((ItemId(item), QueueId(message.unwrap_or(0) as u64)))
+        Ok((ItemId(self.last_ids.0), QueueId(self.last_ids.1 as u64)))
     }
 
     fn begin(&mut self) -> Result<(), SpoolError> {
@@ -465,6 +475,7 @@ impl Store for SqliteStore {
 
     fn commit(&mut self) -> Result<(), SpoolError> {
         let emptied = self.write_segment_rows()?;
+        self.write_last_ids()?;
         let bodies = self.segments.written().next().is_some();
         let pending = self.segments.write().map_err(system("writing bodies"))?;
         if bodies {
@@ -475,6 +486,7 @@ impl Store for SqliteStore {
         let synced = pending.wait();
         committed.map_err(database("committing"))?;
         self.hook(CommitStep::DatabaseSynced);
+        self.saved_ids = self.last_ids;
         // The commit stands and its bodies do not: nobody may be told that it worked, and only a restart can mend it.
         synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
         if bodies {
@@ -589,6 +601,7 @@ impl Store for SqliteStore {
             ],
         )?;
         self.last_body = id;
+        self.last_ids.1 = self.last_ids.1.max(message.0 as i64);
         Ok(BodyId(id))
     }
 
@@ -643,6 +656,7 @@ impl Store for SqliteStore {
     }
 
     fn insert(&mut self, item: &Item) -> Result<(), SpoolError> {
+        self.last_ids.0 = self.last_ids.0.max(item.id.0);
         self.write_item("INSERT", item)
     }
 

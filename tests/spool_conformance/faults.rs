@@ -8,6 +8,7 @@ on_both! {
     a_full_disk_refuses_new_mail_while_settles_go_on,
     a_batch_that_fails_anywhere_leaves_nothing_half_written,
     connections_taken_by_a_batch_that_fails_are_given_back,
+    ids_are_never_used_again_even_when_the_queue_is_empty,
 }
 
 fn a_full_disk_refuses_new_mail_while_settles_go_on<B: Backend>() {
@@ -105,4 +106,20 @@ fn connections_taken_by_a_batch_that_fails_are_given_back<B: Backend>() {
     assert_eq!((bench.ready.left(Route::New), bench.ready.left(Route::Legacy)), (3, 3));
     bench.faults().fail_after = None;
     bench.check();
+}
+
+fn ids_are_never_used_again_even_when_the_queue_is_empty<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate::of(10));
+    for _ in 0..3 {
+        bench.put(1);
+    }
+    let highest = bench.items().last().unwrap().id;
+    for claimed in bench.claim(9) {
+        bench.settle_all(&claimed, Fate::Relayed);
+    }
+    bench.crash();
+    assert_eq!(bench.spool().last_message(), QueueId(3), "a clock that went back must not name a message twice");
+    let message = bench.message(LANE, STREAM, 1, 10);
+    bench.accept(message).unwrap();
+    assert!(bench.items()[0].id > highest);
 }
