@@ -78,7 +78,6 @@ pub struct DiskLimits {
 
 /// See the module's header.
 pub struct SqliteStore {
-    directory: DataDirectory,
     connection: Connection,
     segments: Segments,
     live: BTreeMap<SegmentId, i64>,
@@ -94,6 +93,8 @@ pub struct SqliteStore {
     ballast: Ballast,
     checkpointer: Checkpointer,
     sync_hook: Option<SyncHook>,
+    /// The last to be dropped: its lock goes when the database is closed.
+    directory: DataDirectory,
 }
 
 /// Told of each step of a commit, in order: tests use it to see that nothing is answered before it is synced.
@@ -136,7 +137,10 @@ impl SqliteStore {
         let share = share_of(size);
         let file = path.join("spool.db");
         let mut connection = connect(&file)?;
-        let checkpointer = Checkpointer::start(&file, CHECKPOINT_BYTES.min(share))?;
+        let log_bytes = CHECKPOINT_BYTES.min(share);
+        // It is the writer that cuts a log which has grown when it starts over at the front.
+        connection.pragma_update(None, "journal_size_limit", log_bytes).map_err(database("setting up the database"))?;
+        let checkpointer = Checkpointer::start(&file, log_bytes)?;
         let log_pages = checkpointer.log_pages.clone();
         let note = move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
             log_pages.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
@@ -484,29 +488,30 @@ impl Store for SqliteStore {
         // Both syncs run at once: the segment's in its thread, the database's in here.
         let committed = self.connection.prepare_cached("COMMIT").and_then(|mut s| s.execute([]).map(drop));
         let synced = pending.wait();
+        // Looked at first: a full database can be tried again, a sync that failed never. If the commit stands and its
+        // bodies do not, nobody may be told that it worked, and only a restart can mend it.
+        synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
         committed.map_err(database("committing"))?;
         self.hook(CommitStep::DatabaseSynced);
-        self.saved_ids = self.last_ids;
-        // The commit stands and its bodies do not: nobody may be told that it worked, and only a restart can mend it.
-        synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
         if bodies {
             self.hook(CommitStep::BodiesSynced);
         }
+        self.saved_ids = self.last_ids;
         for (id, change) in self.change.drain() {
             *self.live.entry(id).or_default() += change;
         }
         self.tails.clear();
+        // The transaction stands. An error from here on would have it undone in memory and applied again.
         for id in emptied {
             self.live.remove(&id);
-            self.segments.remove(id).map_err(system("removing a segment"))?;
+            let path = self.segments.path(id);
+            left_behind(&path, self.segments.remove(id));
         }
         for path in self.unlink.drain(..) {
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(system("removing a large body")(e)),
-                _ => {}
-            }
+            left_behind(&path, fs::remove_file(&path));
         }
-        self.checkpointer.after_commit(&self.connection)
+        self.checkpointer.after_commit(&self.connection);
+        Ok(())
     }
 
     fn rollback(&mut self) -> Result<(), SpoolError> {
@@ -722,6 +727,16 @@ impl Store for SqliteStore {
     }
 }
 
+/// A file that should be gone is removed at the next start, which looks for files that no row names.
+fn left_behind(path: &Path, removed: io::Result<()>) {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(event = "spool.left_behind", path = %path.display(), %error, "could not remove a file");
+        }
+        _ => {}
+    }
+}
+
 impl SqliteStore {
     fn write_item(&mut self, verb: &str, item: &Item) -> Result<(), SpoolError> {
         let sql = match verb {
@@ -766,8 +781,11 @@ impl SqliteStore {
 
 /// Moves the write-ahead log into the database beside the committer, so that no commit pays for it.
 struct Checkpointer {
-    wake: mpsc::SyncSender<()>,
+    /// Taken when the store is dropped: the thread ends.
+    wake: Option<mpsc::SyncSender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
     running: Arc<AtomicBool>,
+    errors: mpsc::Sender<rusqlite::Error>,
     failed: mpsc::Receiver<rusqlite::Error>,
     every_bytes: u64,
     /// Pages in the log after the last commit.
@@ -777,50 +795,58 @@ struct Checkpointer {
 impl Checkpointer {
     fn start(file: &Path, every_bytes: u64) -> Result<Self, SpoolError> {
         let connection = connect(file)?;
-        connection
-            .pragma_update(None, "journal_size_limit", every_bytes)
-            .map_err(database("setting up the checkpoint thread"))?;
         let (wake, jobs) = mpsc::sync_channel::<()>(1);
         let (errors, failed) = mpsc::channel();
         let running = Arc::new(AtomicBool::new(false));
-        let busy = running.clone();
+        let (busy, failures) = (running.clone(), errors.clone());
         let work = move || {
             for () in jobs {
-                if let Err(error) = checkpoint(&connection) {
-                    let _ = errors.send(error);
-                }
+                checkpoint(&connection, &failures);
                 busy.store(false, Ordering::Release);
             }
         };
-        std::thread::Builder::new().name("checkpoint".into()).spawn(work).map_err(system("starting a thread"))?;
-        Ok(Checkpointer { wake, running, failed, every_bytes, log_pages: Arc::default() })
+        let thread =
+            std::thread::Builder::new().name("checkpoint".into()).spawn(work).map_err(system("starting a thread"))?;
+        let (wake, thread) = (Some(wake), Some(thread));
+        Ok(Checkpointer { wake, thread, running, errors, failed, every_bytes, log_pages: Arc::default() })
     }
 
     /// A checkpoint that failed is as fatal as a commit that failed.
     fn check(&self) -> Result<(), SpoolError> {
         match self.failed.try_recv() {
-            Ok(error) => Err(database("moving the log into the database")(error)),
+            Ok(source) => Err(SpoolError::Database { doing: "moving the log into the database", source }),
             Err(_) => Ok(()),
         }
     }
 
-    fn after_commit(&self, connection: &Connection) -> Result<(), SpoolError> {
+    fn after_commit(&self, connection: &Connection) {
         let log_bytes = self.log_pages.load(Ordering::Relaxed) * PAGE_BYTES;
-        if log_bytes < self.every_bytes {
-            return Ok(());
+        if log_bytes < self.every_bytes || self.running.swap(true, Ordering::AcqRel) {
+            return;
         }
-        if !self.running.swap(true, Ordering::AcqRel) {
-            // Steady writing never lets the thread catch up with the very end, and only then can the log start over.
-            if log_bytes > self.every_bytes * CHECKPOINT_HELP {
-                checkpoint(connection).map_err(database("moving the log into the database"))?;
-            }
-            let _ = self.wake.try_send(());
+        // Steady writing never lets the thread catch up with the very end, and only then can the log start over.
+        if log_bytes > self.every_bytes * CHECKPOINT_HELP {
+            checkpoint(connection, &self.errors);
         }
-        Ok(())
+        let _ = self.wake.as_ref().expect("until dropped").try_send(());
     }
 }
 
-fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
-    // The answer says how much was moved; busy readers make it less, which the next round catches up.
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        drop(self.wake.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The answer says how much was moved; busy readers make it less, which the next round catches up.
+fn checkpoint(connection: &Connection, errors: &mpsc::Sender<rusqlite::Error>) {
+    match connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        // No room to let the database grow: the log keeps what it has, and new mail is refused anyway.
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => {}
+        Err(error) => drop(errors.send(error)),
+        Ok(()) => {}
+    }
 }
