@@ -63,7 +63,8 @@ impl SpoolHandle {
             NewBody::Memory { .. } => None,
         };
         let result = self.ask(|answer| Operation::Accept(Box::new(accept), answer)).await;
-        if let (Err(_), Some(path)) = (&result, file) {
+        // Only this answer means that no row names the file. Otherwise the next start looks whether one does.
+        if let (Err(SpoolError::Full { .. }), Some(path)) = (&result, file) {
             let _ = std::fs::remove_file(path);
         }
         result
@@ -200,7 +201,11 @@ impl<S: Store> Worker<S> {
                 self.commit(batch, waiting)?;
             }
         }
-        // Whoever could still ask is gone; what is unsettled will be found in flight at the next start.
+        // Whoever could still ask is gone. What cannot be settled now either is found in flight by the next start.
+        if !self.unsettled.is_empty() {
+            let settles = std::mem::take(&mut self.unsettled);
+            self.commit(Batch { settles, ..Batch::default() }, Waiting::default())?;
+        }
         Ok(())
     }
 
