@@ -66,7 +66,9 @@ impl<S: Store> Spool<S> {
             }
             if done {
                 for body in spool.store.damaged() {
-                    for old in spool.store.of_body(body)? {
+                    // Those of an earlier start are found again; they are no news.
+                    let fresh = |i: &Item| i.state != State::Quarantined;
+                    for old in spool.store.of_body(body)?.into_iter().filter(fresh) {
                         let item = Item { state: State::Quarantined, ..old.clone() };
                         spool.replace(&old, &item)?;
                         recovered.damaged += 1;

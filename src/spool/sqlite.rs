@@ -7,7 +7,7 @@
 //!
 //! One writer. A second connection, in a thread of its own, moves the write-ahead log into the database.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,12 +37,15 @@ const CHECKPOINT_BYTES: u64 = 32 << 20;
 /// Times that size at which the committer helps, between two batches, so that the log cannot grow for ever.
 const CHECKPOINT_HELP: u64 = 4;
 const STATEMENTS: usize = 64;
+/// `seg.tail` of a segment that is synced to its end.
+const NO_TAIL: i64 = i64::MAX;
 
 const SCHEMA: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- data: inline; seg and off: in a segment; neither: the file large/<message>
 CREATE TABLE body(id INTEGER PRIMARY KEY, message INT, refs INT, size INT, crc INT, seg INT, off INT, data BLOB);
--- synced: end known to be on disk; tail: first body that may lie beyond it
+-- synced: end known to be on disk; tail: first body that may lie beyond it, the largest integer when none does
+CREATE INDEX body_large ON body(message) WHERE seg IS NULL AND data IS NULL;
 CREATE TABLE seg(id INTEGER PRIMARY KEY, live INT, synced INT, tail INT);
 CREATE TABLE item(id INTEGER PRIMARY KEY, message INT, body INT, size INT, queue INT, lane INT, stream INT, state INT,
   maybe INT, reason INT, accepted INT, due INT, deadline INT, expires INT, attempts INT, slot INT, day INT,
@@ -83,6 +86,8 @@ pub struct SqliteStore {
     live: BTreeMap<SegmentId, i64>,
     change: HashMap<SegmentId, i64>,
     tails: HashMap<SegmentId, i64>,
+    /// Segments whose last bodies the next start would have to look at.
+    open_tails: BTreeSet<SegmentId>,
     unlink: Vec<PathBuf>,
     last_body: i64,
     /// Highest item id and queue id ever stored, and what of it is on disk: rows that are gone must not free their ids.
@@ -91,6 +96,7 @@ pub struct SqliteStore {
     damaged: Vec<BodyId>,
     watermark: Watermark,
     ballast: Ballast,
+    ballast_is_out: bool,
     checkpointer: Checkpointer,
     sync_hook: Option<SyncHook>,
     /// The last to be dropped: its lock goes when the database is closed.
@@ -109,6 +115,14 @@ pub enum CommitStep {
     DatabaseSynced,
     /// The segments' sync has returned.
     BodiesSynced,
+}
+
+/// Which sync a commit waits for before it starts the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Neither: nothing in this transaction was answered for before.
+    SideBySide,
+    BodiesFirst,
 }
 
 fn database(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> SpoolError {
@@ -183,6 +197,7 @@ impl SqliteStore {
         let mut store = SqliteStore {
             watermark: Watermark { path: path.clone(), min_free: limits.min_free, max_used: limits.max_used },
             ballast: Ballast::lay(&path, share, limits.min_free).map_err(system("laying the ballast"))?,
+            ballast_is_out: false,
             checkpointer,
             directory,
             connection,
@@ -190,6 +205,7 @@ impl SqliteStore {
             live,
             change: HashMap::new(),
             tails: HashMap::new(),
+            open_tails: BTreeSet::new(),
             unlink: Vec::new(),
             last_body,
             last_ids,
@@ -211,17 +227,27 @@ impl SqliteStore {
         self.segments.set_most_bytes(bytes);
     }
 
+    /// Moves the log into the database from so many octets on, for a test that cannot write many MiB.
+    pub fn set_log_bytes(&mut self, bytes: u64) -> Result<(), SpoolError> {
+        self.checkpointer.every_bytes = bytes;
+        self.connection.pragma_update(None, "journal_size_limit", bytes).map_err(database("setting up the database"))
+    }
+
     /// The data directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// Checks what lay beyond the synced end of each segment, and removes files that no row names.
+    ///
+    /// In order, not side by side: the copies are synced before the rows that name them, since these bodies may have
+    /// been answered for, and the old segment is removed after both.
     fn mend(&mut self, on_disk: &[SegmentId]) -> Result<(), SpoolError> {
         self.begin()?;
+        let mut marks = BTreeMap::new();
         let beyond = rows(
             &self.connection,
-            "SELECT b.id, b.size, b.crc, b.seg, b.off FROM seg s JOIN body b ON b.id >= s.tail AND b.seg = s.id",
+            "SELECT b.id, b.size, b.crc, b.seg, b.off FROM seg s CROSS JOIN body b ON b.id >= s.tail AND b.seg = s.id",
             |r| Ok((r.get::<_, i64>(0)?, r.get::<_, u64>(1)?, r.get::<_, u32>(2)?, r.get::<_, i64>(3)?, r.get(4)?)),
         )?;
         for (id, size, crc, segment, offset) in beyond {
@@ -230,14 +256,20 @@ impl SqliteStore {
                     let (to, at) = self.segments.append(octets.into()).map_err(system("copying a body"))?;
                     *self.change.entry(segment).or_default() -= 1;
                     *self.change.entry(to).or_default() += 1;
-                    self.tails.entry(to).or_insert(id);
                     self.execute("UPDATE body SET seg = ?2, off = ?3 WHERE id = ?1", params![id, to, at])?;
                 }
-                _ => self.damaged.push(BodyId(id)),
+                _ => {
+                    self.damaged.push(BodyId(id));
+                    marks.entry(segment).and_modify(|first: &mut i64| *first = id.min(*first)).or_insert(id);
+                }
             }
         }
-        self.execute("UPDATE seg SET tail = ?1", params![self.last_body + 1])?;
-        self.commit()?;
+        self.execute("UPDATE seg SET tail = ?1 WHERE tail <> ?1", params![NO_TAIL])?;
+        // Found again by the next start, in case this one ends before the items are put aside.
+        for (segment, first) in marks {
+            self.execute("UPDATE seg SET tail = ?2 WHERE id = ?1", params![segment, first])?;
+        }
+        self.finish(Order::BodiesFirst)?;
         for id in on_disk {
             if !self.live.contains_key(id) {
                 self.segments.remove(*id).map_err(system("removing a segment that no row names"))?;
@@ -252,7 +284,6 @@ impl SqliteStore {
         for entry in fs::read_dir(&large).map_err(system("listing large bodies"))? {
             let entry = entry.map_err(system("listing large bodies"))?;
             let Some(id) = entry.file_name().to_str().and_then(|n| n.parse::<QueueId>().ok()) else { continue };
-            // Rare and few: no index is worth it.
             let named = self
                 .statement("SELECT 1 FROM body WHERE message = ?1 AND seg IS NULL AND data IS NULL")?
                 .exists([id.0 as i64])
@@ -299,10 +330,16 @@ impl SqliteStore {
         ids
     }
 
-    fn write_segment_rows(&mut self) -> Result<Vec<SegmentId>, SpoolError> {
+    /// Writes what this transaction did to segments; returns those that it left empty, and those that were written.
+    fn write_segment_rows(&mut self) -> Result<(Vec<SegmentId>, Vec<SegmentId>), SpoolError> {
         let written: Vec<_> = self.segments.written().collect();
+        // Finished by an earlier transaction, so synced to its end: the next start need not look at it.
+        let closed: Vec<_> = self.open_tails.iter().filter(|id| !self.segments.is_current(**id)).copied().collect();
+        for id in &closed {
+            self.execute("UPDATE seg SET tail = ?2 WHERE id = ?1", params![id, NO_TAIL])?;
+        }
         for w in &written {
-            let tail = self.tails.get(&w.segment).copied().unwrap_or(self.last_body + 1);
+            let tail = self.tails.get(&w.segment).copied().unwrap_or(NO_TAIL);
             self.execute(
                 "INSERT INTO seg(id, live, synced, tail) VALUES(?1, 0, ?2, ?3)
                  ON CONFLICT(id) DO UPDATE SET synced = ?2, tail = ?3",
@@ -316,7 +353,7 @@ impl SqliteStore {
         for id in &emptied {
             self.execute("DELETE FROM seg WHERE id = ?1", params![id])?;
         }
-        Ok(emptied)
+        Ok((emptied, written.iter().map(|w| w.segment).collect()))
     }
 
     fn write_last_ids(&mut self) -> Result<(), SpoolError> {
@@ -326,6 +363,48 @@ impl SqliteStore {
                 self.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)", params![key, id])?;
             }
         }
+        Ok(())
+    }
+
+    fn finish(&mut self, order: Order) -> Result<(), SpoolError> {
+        let (emptied, written) = self.write_segment_rows()?;
+        self.write_last_ids()?;
+        let bodies = !written.is_empty();
+        let mut pending = self.segments.write().map_err(system("writing bodies"))?;
+        if bodies {
+            self.hook(CommitStep::BodiesWritten);
+        }
+        if order == Order::BodiesFirst {
+            pending.wait_all().map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
+        }
+        // Both syncs run at once: the segment's in its thread, the database's in here.
+        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut s| s.execute([]).map(drop));
+        let synced = pending.wait_all();
+        // Looked at first: a full database can be tried again, a sync that failed never. If the commit stands and its
+        // bodies do not, nobody may be told that it worked, and only a restart can mend it.
+        synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
+        committed.map_err(database("committing"))?;
+        self.hook(CommitStep::DatabaseSynced);
+        if bodies {
+            self.hook(CommitStep::BodiesSynced);
+        }
+        self.saved_ids = self.last_ids;
+        for (id, change) in self.change.drain() {
+            *self.live.entry(id).or_default() += change;
+        }
+        self.tails.clear();
+        self.open_tails.retain(|id| self.segments.is_current(*id));
+        self.open_tails.extend(written);
+        // The transaction stands. An error from here on would have it undone in memory and applied again.
+        for id in emptied {
+            self.live.remove(&id);
+            let path = self.segments.path(id);
+            left_behind(&path, self.segments.remove(id));
+        }
+        for path in self.unlink.drain(..) {
+            left_behind(&path, fs::remove_file(&path));
+        }
+        self.checkpointer.after_commit(&self.connection);
         Ok(())
     }
 
@@ -478,40 +557,7 @@ impl Store for SqliteStore {
     }
 
     fn commit(&mut self) -> Result<(), SpoolError> {
-        let emptied = self.write_segment_rows()?;
-        self.write_last_ids()?;
-        let bodies = self.segments.written().next().is_some();
-        let pending = self.segments.write().map_err(system("writing bodies"))?;
-        if bodies {
-            self.hook(CommitStep::BodiesWritten);
-        }
-        // Both syncs run at once: the segment's in its thread, the database's in here.
-        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut s| s.execute([]).map(drop));
-        let synced = pending.wait();
-        // Looked at first: a full database can be tried again, a sync that failed never. If the commit stands and its
-        // bodies do not, nobody may be told that it worked, and only a restart can mend it.
-        synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
-        committed.map_err(database("committing"))?;
-        self.hook(CommitStep::DatabaseSynced);
-        if bodies {
-            self.hook(CommitStep::BodiesSynced);
-        }
-        self.saved_ids = self.last_ids;
-        for (id, change) in self.change.drain() {
-            *self.live.entry(id).or_default() += change;
-        }
-        self.tails.clear();
-        // The transaction stands. An error from here on would have it undone in memory and applied again.
-        for id in emptied {
-            self.live.remove(&id);
-            let path = self.segments.path(id);
-            left_behind(&path, self.segments.remove(id));
-        }
-        for path in self.unlink.drain(..) {
-            left_behind(&path, fs::remove_file(&path));
-        }
-        self.checkpointer.after_commit(&self.connection);
-        Ok(())
+        self.finish(Order::SideBySide)
     }
 
     fn rollback(&mut self) -> Result<(), SpoolError> {
@@ -719,10 +765,16 @@ impl Store for SqliteStore {
     }
 
     fn room(&mut self, queued: u64) -> Result<(), SpoolError> {
-        self.watermark.check(queued)
+        self.watermark.check(queued)?;
+        if self.ballast_is_out {
+            self.ballast.restore(self.directory.path(), self.watermark.min_free);
+            self.ballast_is_out = !self.ballast.is_laid();
+        }
+        Ok(())
     }
 
     fn free_ballast(&mut self) -> bool {
+        self.ballast_is_out = true;
         self.ballast.free()
     }
 }

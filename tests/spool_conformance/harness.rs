@@ -171,6 +171,10 @@ pub struct Faulty<S> {
     pub full: bool,
     /// Steps that still work before one finds the disk full; `None`: all.
     pub fail_after: Option<u32>,
+    /// The next commits of something find the disk full, so many of them.
+    pub fail_commits: u32,
+    /// Something was written since the transaction began.
+    wrote: bool,
 }
 
 pub fn disk_full() -> SpoolError {
@@ -179,10 +183,11 @@ pub fn disk_full() -> SpoolError {
 
 impl<S> Faulty<S> {
     pub fn new(inner: S) -> Self {
-        Faulty { inner, full: false, fail_after: None }
+        Faulty { inner, full: false, fail_after: None, fail_commits: 0, wrote: false }
     }
 
     fn step(&mut self) -> Result<(), SpoolError> {
+        self.wrote = true;
         match &mut self.fail_after {
             Some(0) => {
                 self.fail_after = None;
@@ -205,9 +210,14 @@ impl<S: Store> Store for Faulty<S> {
         self.inner.last_ids()
     }
     fn begin(&mut self) -> Result<(), SpoolError> {
+        self.wrote = false;
         self.inner.begin()
     }
     fn commit(&mut self) -> Result<(), SpoolError> {
+        if self.fail_commits > 0 && self.wrote {
+            self.fail_commits -= 1;
+            return Err(disk_full());
+        }
         self.step()?;
         self.inner.commit()
     }
