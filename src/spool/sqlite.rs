@@ -70,6 +70,8 @@ CREATE TABLE stream_day(lane INT, stream INT, day INT, offered INT, reserved INT
 const ITEM: &str = "id, message, body, size, queue, lane, stream, state, maybe, reason, accepted, due, deadline, \
                     expires, attempts, slot, day, reserved, envelope, reply";
 
+const IN_FLIGHT: &str = "SELECT lane, slot, day, reserved FROM item WHERE state = 3 AND slot IS NOT NULL";
+
 /// Room the spool may use.
 #[derive(Clone, Copy, Debug)]
 pub struct DiskLimits {
@@ -99,6 +101,9 @@ pub struct SqliteStore {
     ballast_is_out: bool,
     checkpointer: Checkpointer,
     sync_hook: Option<SyncHook>,
+    /// Every statement that was used.
+    #[cfg(test)]
+    seen: std::cell::RefCell<BTreeSet<String>>,
     /// The last to be dropped: its lock goes when the database is closed.
     directory: DataDirectory,
 }
@@ -212,6 +217,8 @@ impl SqliteStore {
             saved_ids: last_ids,
             damaged: Vec::new(),
             sync_hook: None,
+            #[cfg(test)]
+            seen: Default::default(),
         };
         store.mend(&on_disk)?;
         Ok(store)
@@ -296,6 +303,8 @@ impl SqliteStore {
     }
 
     fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, SpoolError> {
+        #[cfg(test)]
+        self.seen.borrow_mut().insert(sql.to_string());
         self.connection.prepare_cached(sql).map_err(database("preparing a statement"))
     }
 
@@ -539,7 +548,7 @@ impl Store for SqliteStore {
                 all.push(Row::Total { queue, stream: StreamId(stream), state, total });
             }
         }
-        all.extend(rows(c, "SELECT lane, slot, day, reserved FROM item WHERE state = 3 AND slot IS NOT NULL", |r| {
+        all.extend(rows(c, IN_FLIGHT, |r| {
             let reservation = Reservation { slot: Slot(r.get(1)?), day: Day(r.get(2)?), recipients: r.get(3)? };
             Ok(Row::Outstanding { lane: LaneId(r.get(0)?), reservation })
         })?);
@@ -900,5 +909,109 @@ fn checkpoint(connection: &Connection, errors: &mpsc::Sender<rusqlite::Error>) {
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => {}
         Err(error) => drop(errors.send(error)),
         Ok(()) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Recipient;
+
+    fn item(n: i64) -> Item {
+        let (queue, state) = match n % 7 {
+            0 => (Queue::Legacy, State::Ready),
+            1 => (Queue::New(LaneId(1)), State::Deferred),
+            2 => (Queue::New(LaneId(1)), State::Dead),
+            _ => (Queue::New(LaneId(1)), State::Held),
+        };
+        let recipient = Recipient { path: "a@example.net".into(), parameters: Bytes::new() };
+        Item {
+            id: ItemId(n),
+            message: QueueId(n as u64),
+            body: BodyId(n),
+            size: 1,
+            queue,
+            lane: LaneId(1),
+            stream: StreamId((n % 3) as u8),
+            state,
+            maybe: false,
+            reason: Reason::InQuota,
+            accepted: Timestamp(n),
+            due: Timestamp(n),
+            deadline: (n % 2 == 0).then_some(Timestamp(n)),
+            expires: (state != State::Held).then_some(Timestamp(n)),
+            attempts: 0,
+            reservation: None,
+            envelope: Envelope { reverse_path: Bytes::new(), parameters: Bytes::new(), recipients: vec![recipient] },
+            last_reply: String::new(),
+        }
+    }
+
+    /// Every statement that the store uses between start and end, apart from those that open the ledger.
+    #[test]
+    fn nothing_that_runs_with_the_mail_reads_more_rows_than_it_needs() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = DiskLimits { min_free: u64::MAX / 2, max_used: u64::MAX };
+        let mut store = SqliteStore::open(DataDirectory::open(directory.path()).unwrap(), limits).unwrap();
+        let (line, stream, most) = (Queue::New(LaneId(1)), StreamId(1), 10);
+        store.begin().unwrap();
+        for n in 1..=20_000 {
+            let size = if n % 1000 == 0 { 5000 } else { 10 };
+            store.insert_body(&NewBody::small(vec![b'x'; size].into()), QueueId(n as u64), 1).unwrap();
+            store.insert(&item(n)).unwrap();
+        }
+        store.commit().unwrap();
+        // As after a long time: SQLite knows how many rows there are, and still chooses the same.
+        store.connection.execute_batch("ANALYZE").unwrap();
+
+        store.begin().unwrap();
+        assert_eq!(store.due(line, stream, Timestamp(15_000), most).unwrap().len(), most);
+        assert!(store.next_due(line, stream).unwrap().is_some());
+        assert_eq!(store.overdue(Timestamp::NEVER, most).unwrap().len(), most);
+        assert_eq!(store.expired(false, Timestamp::NEVER, most).unwrap().len(), most);
+        assert_eq!(store.expired(true, Timestamp::NEVER, most).unwrap().len(), most);
+        assert_eq!(store.in_state(State::Deferred, ItemId(7), most).unwrap().len(), most);
+        store.body(BodyId(3)).unwrap().unwrap();
+        store.reference_body(BodyId(3), 1).unwrap();
+        store.reference_body(BodyId(3), -1).unwrap();
+        store.reference_body(BodyId(3), -1).unwrap();
+        store.remove(ItemId(3)).unwrap();
+        store.update(&item(4)).unwrap();
+        let slot = Row::Slot { lane: LaneId(1), slot: Slot(1), reserved: 0 };
+        store.save(&slot).unwrap();
+        store.commit().unwrap();
+        fs::write(store.large_path(QueueId(99_999)), "stray").unwrap();
+        store.remove_strays().unwrap();
+
+        let index = |sql: &str| match sql {
+            // Small, and read whole at each start only.
+            _ if sql.starts_with("UPDATE seg SET tail") => None,
+            _ if sql.contains("deadline <= ?1") => Some("item_deadline"),
+            _ if sql.contains("state < 3 AND expires") => Some("item_expires"),
+            _ if sql.contains("state = 4") => Some("item_dead"),
+            _ if sql.contains("state = ?1 AND id") => Some("item_state"),
+            _ if sql.contains("state < 3 AND queue") => Some("item_line"),
+            _ if sql.contains("message = ?1 AND seg IS NULL") => Some("body_large"),
+            _ => Some("PRIMARY KEY"),
+        };
+        let mut explained = 0;
+        let seen = store.seen.take();
+        for sql in seen.iter().filter(|sql| !sql.starts_with("INSERT") && !sql.starts_with("REPLACE")) {
+            let Some(index) = index(sql).filter(|_| !sql.starts_with("BEGIN")) else { continue };
+            explained += 1;
+            let plan = plan(&store.connection, sql);
+            assert!(plan.contains("SEARCH") && plan.contains(index), "{sql}: {plan}");
+            assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
+        }
+        assert_eq!(explained, 13, "{seen:#?}");
+        let in_flight = plan(&store.connection, IN_FLIGHT);
+        assert!(in_flight.contains("item_state") && !in_flight.contains("SCAN"), "{in_flight}");
+    }
+
+    fn plan(connection: &Connection, sql: &str) -> String {
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let nothing = vec![None::<i64>; statement.parameter_count()];
+        let details = statement.query_map(rusqlite::params_from_iter(nothing), |r| r.get("detail")).unwrap();
+        details.collect::<rusqlite::Result<Vec<String>>>().unwrap().join("; ")
     }
 }
