@@ -64,7 +64,8 @@ impl SpoolHandle {
             NewBody::Memory { .. } => None,
         };
         let result = self.ask(|answer| Operation::Accept(Box::new(accept), answer)).await;
-        if let (Err(_), Some(path)) = (&result, file) {
+        // Only this answer means that no row names the file. Otherwise the next start looks whether one does.
+        if let (Err(SpoolError::Full { .. }), Some(path)) = (&result, file) {
             let _ = std::fs::remove_file(path);
         }
         result
@@ -210,7 +211,11 @@ impl<S: Store> Worker<S> {
                 self.commit(batch, waiting)?;
             }
         }
-        // What is unsettled will be found in flight at the next start.
+        // What cannot be settled now either is found in flight by the next start.
+        if !self.unsettled.is_empty() {
+            let settles = std::mem::take(&mut self.unsettled);
+            self.commit(Batch { settles, ..Batch::default() }, Waiting::default())?;
+        }
         Ok(())
     }
 
