@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,6 +36,8 @@ pub trait Outlet: Slots {
     fn expired(&self, items: Vec<Claimed>);
     /// Lines that got items, lines whose lane got tokens back, and the earliest deadline or expiry of the items.
     fn touched(&self, lines: Vec<Touched>, refunded: Vec<Queue>, wake: Option<Timestamp>);
+    /// A batch was committed, syncs included, within `took`. For numbers and the log.
+    fn committed(&self, _done: &Done, _took: Duration) {}
 }
 
 /// A look at the ledger, run on the committer's thread between two batches.
@@ -273,7 +276,10 @@ impl<S: Store> Worker<S> {
     }
 
     fn apply(&mut self, batch: &Batch) -> Result<Done, SpoolError> {
-        self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())
+        let began = Instant::now();
+        let done = self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())?;
+        self.outlet.committed(&done, began.elapsed());
+        Ok(done)
     }
 
     fn answer(&self, done: Done, waiting: Waiting) {

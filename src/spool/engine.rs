@@ -12,7 +12,7 @@ use super::{
     Accept, Admission, Ask, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, Done, Fate, Gate, Grant, Part,
     Placed, Settle, Slots, SpoolError, Store, Touched,
 };
-use crate::message::{Envelope, Queue, QueueId, Reason, Recipient, Route, Timestamp};
+use crate::message::{Envelope, LaneId, Queue, QueueId, Reason, Recipient, Route, Timestamp};
 
 /// Items read from a line at once, so that a claim for one never reads thousands.
 const READ_AHEAD: usize = 64;
@@ -60,7 +60,7 @@ impl<S: Store> Spool<S> {
                     spool.ledger.release(item.lane, item.stream, reservation, 0, now);
                 }
                 item.state = spool.waiting_state(item.queue);
-                item.maybe = true;
+                (item.maybe, item.reason) = (true, Reason::Pinned);
                 item.deadline = None;
                 item.due = now;
                 spool.replace(&old, &item)?;
@@ -141,8 +141,14 @@ impl<S: Store> Spool<S> {
     fn run(&mut self, batch: &Batch, work: &mut Work<'_>) -> Result<(), SpoolError> {
         for _ in 0..MOST_TURNS {
             let Some(turn) = work.gate.turn(&self.ledger, work.now) else { break };
+            let total = |ledger: &Ledger| ledger.lane(LaneId::TOTAL).map(|lane| lane.record);
+            let before = total(&self.ledger);
             self.ledger.roll(&turn);
-            work.done.turned = true;
+            work.done.days.extend(total(&self.ledger).map(|after| (before, after)));
+        }
+        if !batch.chores.is_empty() || !work.done.days.is_empty() {
+            // Whoever keeps house looks in again when the day ends, mail or no mail.
+            work.wake_at(self.ledger.span().map(|span| span.ends));
         }
         for settle in &batch.settles {
             self.settle(settle, work)?;
@@ -419,6 +425,9 @@ impl<S: Store> Spool<S> {
         }
         if relayed > 0 {
             self.ledger.count_relayed(old.lane, old.queue, relayed);
+            let total = self.ledger.lane(LaneId::TOTAL).filter(|_| old.queue.route() == Route::New);
+            let beyond = total.and_then(|t| Some(t.today.sent.saturating_sub(t.record.limit?))).unwrap_or(0);
+            work.done.overrun_recipients += beyond.min(relayed);
         }
         let mut rest = self.remainders(settle, work.now).into_iter();
         match rest.next() {
@@ -474,7 +483,7 @@ impl<S: Store> Spool<S> {
             Fate::Unknown { due } => {
                 (item.state, item.due) = (State::Deferred, due);
                 // Only the route that may have it may try again.
-                (item.maybe, item.deadline) = (true, None);
+                (item.maybe, item.deadline, item.reason) = (true, None, Reason::Pinned);
             }
             Fate::Untouched => item.state = self.waiting_state(item.queue),
             // The refusal is this attempt's; an earlier one may have been taken. Never by both routes.
@@ -597,7 +606,7 @@ impl<S: Store> Spool<S> {
             Queue::Legacy => State::Ready,
             Queue::New(lane) => {
                 let metered = |id| self.ledger.lane(id).is_some_and(|l| l.record.limit.is_some());
-                if metered(lane) || metered(crate::message::LaneId::TOTAL) { State::Held } else { State::Ready }
+                if metered(lane) || metered(LaneId::TOTAL) { State::Held } else { State::Ready }
             }
         }
     }
@@ -643,9 +652,12 @@ impl Work<'_> {
         if item.state.is_waiting() {
             self.done.touched.push(Touched { queue: item.queue, stream: item.stream, due: item.due });
         }
-        for time in [item.deadline, item.expires].into_iter().flatten() {
-            self.done.wake = Some(self.done.wake.map_or(time, |w| w.min(time)));
-        }
+        self.wake_at(item.deadline);
+        self.wake_at(item.expires);
+    }
+
+    fn wake_at(&mut self, time: Option<Timestamp>) {
+        self.done.wake = [self.done.wake, time].into_iter().flatten().min();
     }
 }
 

@@ -29,7 +29,7 @@ pub use engine::Spool;
 pub use item::{BodyId, Item, ItemId, Reservation, State};
 pub use ledger::{Ledger, Row, Turn};
 
-use crate::message::{LaneId, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
+use crate::message::{LaneId, LaneRecord, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
 use body::NewBody;
 
 /// Why the spool could not take or return something.
@@ -367,8 +367,11 @@ pub struct Done {
     pub refunded: Vec<Queue>,
     /// The earliest deadline and expiry among what was written; hints for timers.
     pub wake: Option<Timestamp>,
-    /// A day began.
-    pub turned: bool,
+    /// The total at each change of day, oldest first: what it was, and what it is now.
+    pub days: Vec<(Option<LaneRecord>, LaneRecord)>,
+    /// Recipients that the new server acknowledged beyond the day's limit. Counted from acknowledgements, not from the
+    /// reservations that keep it from happening.
+    pub overrun_recipients: u64,
 }
 
 /// Rows and bodies of one spool. One caller; `begin` … `commit` is one transaction, durable when `commit` returns.
