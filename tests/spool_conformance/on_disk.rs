@@ -116,6 +116,7 @@ fn no_accept_is_answered_before_its_batch_is_synced() {
             assert!(matches!(answer.as_mut().poll(&mut context), Poll::Pending), "answered before {step:?}");
             go.send(()).unwrap();
         }
+        drop(go); // A step too many would stop the committer instead of waiting for ever.
         assert_eq!(block_on(answer).unwrap().len(), 1);
     }
     drop(handle);

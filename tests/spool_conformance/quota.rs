@@ -158,6 +158,13 @@ fn a_clock_that_goes_back_reopens_nothing_within_a_run<B: Backend>() {
     bench.settle_all(&claimed, Fate::Relayed);
     assert_eq!(bench.claim(9).len(), 0);
     assert_eq!(bench.ledger().span().unwrap().day, Day(20_001));
+    // Mail goes on: what was accepted at the later time is not made to wait for it again.
+    let mut message = bench.message(LANE, STREAM, 1, 10);
+    message.parts[0].only = Some(Route::Legacy);
+    bench.now = late;
+    bench.accept(message).unwrap();
+    bench.now = MIDNIGHT;
+    assert_eq!(bench.claim_from(Queue::Legacy, &[STREAM], 9).handed.len(), 1);
     // For us it stood still: the use counts until a day after the latest moment seen.
     assert_eq!(bench.ledger().lane(LANE).unwrap().reserved_24h(late.after(24 * HOUR)), 3);
     bench.check();
