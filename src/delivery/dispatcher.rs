@@ -21,10 +21,10 @@ use super::schedule::Schedule;
 use super::settle::{Ended, SettleRules, said};
 use crate::clock::Clock;
 use crate::message::{Queue, QueueId, Route, StreamId, Timestamp};
-use crate::metrics::{AttemptResult, Category, Metrics, Provider, ReplyClass};
+use crate::metrics::{AttemptResult, Category, DayOutcome, Label, Metrics, Provider, ReplyClass};
 use crate::reply::Reply;
 use crate::spool::committer::{Outlet, SpoolHandle};
-use crate::spool::{BodySource, Chore, Claim, Claimed, Fate, Settle, Slots, SpoolError, Touched};
+use crate::spool::{BodySource, Chore, Claim, Claimed, Done, Fate, Settle, Slots, SpoolError, Touched};
 
 /// Items taken with one claim.
 const CLAIM_MOST: usize = 64;
@@ -583,5 +583,22 @@ impl Outlet for Dispatcher {
             news.refunded.extend(refunded);
             news.wake = [news.wake, wake].into_iter().flatten().min();
         });
+    }
+
+    fn committed(&self, done: &Done, took: Duration) {
+        self.metrics.spool_sync_duration_seconds.observe(took.as_secs_f64());
+        self.metrics.warmup_overrun_recipients.inc_by(done.overrun_recipients);
+        for (before, after) in &done.days {
+            let outcome = match before {
+                Some(before) if after.stage > before.stage => DayOutcome::Advanced,
+                Some(before) if after.stage < before.stage => DayOutcome::SteppedBack,
+                Some(before) if before.limit == Some(0) || before.limit.is_none() => DayOutcome::Skipped,
+                Some(_) => DayOutcome::Repeated,
+                None => DayOutcome::Skipped,
+            };
+            self.metrics.warmup_day_boundaries.of(outcome).inc();
+            let limit = after.limit.map_or("none".into(), |limit| limit.to_string());
+            tracing::info!(event = "warmup.day", day = after.stage + 1, limit, result = outcome.text());
+        }
     }
 }

@@ -146,8 +146,9 @@ impl RelayBackend {
 
     fn row(&self, item: &Item) -> QueueRow {
         let first = item.envelope.recipients.first().map(|r| r.path.clone()).unwrap_or_default();
-        let why = || match item.state {
-            State::Held => format!("{} ({})", item.reason.name(), item.queue.route().name()),
+        let why = || match (item.maybe, item.state) {
+            (true, _) => "maybe delivered, stays on its route".into(),
+            (false, State::Held) => item.reason.name().into(),
             _ => String::new(),
         };
         QueueRow {

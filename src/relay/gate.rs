@@ -62,11 +62,13 @@ impl WarmupGate {
 
     /// What the lane's day is called.
     pub fn state(&self, lane: &LaneLedger) -> Option<State> {
-        let today = lane.today.day;
-        let week = lane.history.iter().filter(|r| today.0 - r.day.0 <= WEEK_DAYS);
+        let today = lane.today;
+        let week = lane.history.iter().filter(|r| today.day.0 - r.day.0 <= WEEK_DAYS).chain([&today]);
         let peak = week.map(|r| r.offered).max().unwrap_or(0);
         let refusals = policy::Refusals { braked: lane.today.braked, ..Default::default() };
-        self.rules.as_ref().map(|rules| rules.state(&lane.record, peak, false, refusals))
+        let state = self.rules.as_ref()?.state(&lane.record, peak, false, refusals);
+        // Before the first mail nobody knows what would be enough.
+        Some(if state == State::Ample && peak == 0 { State::Ramping } else { state })
     }
 
     /// The total as `stream` sees it; `None` before the first day.

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,6 +36,8 @@ pub trait Outlet: Slots {
     fn expired(&self, items: Vec<Claimed>);
     /// Lines that got items, lines whose lane got tokens back, and the earliest deadline or expiry of the items.
     fn touched(&self, lines: Vec<Touched>, refunded: Vec<Queue>, wake: Option<Timestamp>);
+    /// A batch was committed, syncs included, within `took`. For numbers and the log.
+    fn committed(&self, _done: &Done, _took: Duration) {}
 }
 
 /// A look at the ledger, run on the committer's thread between two batches.
@@ -64,7 +67,8 @@ impl SpoolHandle {
             NewBody::Memory { .. } => None,
         };
         let result = self.ask(|answer| Operation::Accept(Box::new(accept), answer)).await;
-        if let (Err(_), Some(path)) = (&result, file) {
+        // Only this answer means that no row names the file. Otherwise the next start looks whether one does.
+        if let (Err(SpoolError::Full { .. }), Some(path)) = (&result, file) {
             let _ = std::fs::remove_file(path);
         }
         result
@@ -210,7 +214,11 @@ impl<S: Store> Worker<S> {
                 self.commit(batch, waiting)?;
             }
         }
-        // What is unsettled will be found in flight at the next start.
+        // What cannot be settled now either is found in flight by the next start.
+        if !self.unsettled.is_empty() {
+            let settles = std::mem::take(&mut self.unsettled);
+            self.commit(Batch { settles, ..Batch::default() }, Waiting::default())?;
+        }
         Ok(())
     }
 
@@ -268,7 +276,10 @@ impl<S: Store> Worker<S> {
     }
 
     fn apply(&mut self, batch: &Batch) -> Result<Done, SpoolError> {
-        self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())
+        let began = Instant::now();
+        let done = self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())?;
+        self.outlet.committed(&done, began.elapsed());
+        Ok(done)
     }
 
     fn answer(&self, done: Done, waiting: Waiting) {
