@@ -3,9 +3,9 @@
 //! Every rule is judged, whatever the others found; only what depends on a key that is already known to be wrong is
 //! left out, so that one mistake is one line.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
