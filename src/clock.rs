@@ -3,6 +3,7 @@
 //! Everything that decides takes `now` as an argument. A manual clock lets a test live through sixty days; a fast
 //! clock lets the demonstration squeeze a day into seconds.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,11 @@ pub trait Clock: Send + Sync + 'static {
 
     /// How long to sleep in real time until the clock shows `then`; zero when it already does.
     fn real_time_until(&self, then: Timestamp) -> Duration;
+
+    /// How much real time has passed since the clock showed `then`; zero when it is still to come.
+    fn real_time_since(&self, then: Timestamp) -> Duration {
+        self.now().since(then)
+    }
 }
 
 /// Wall clock of the machine.
@@ -31,28 +37,47 @@ impl Clock for SystemClock {
     }
 }
 
-/// Runs `speed` times as fast as real time from `start` on.
-#[derive(Debug, Clone, Copy)]
+/// Runs `speed` times as fast as real time, from a start of its own.
+#[derive(Debug, Clone)]
 pub struct FastClock {
     start: Timestamp,
-    origin: Instant,
+    /// Empty: it stands still at `start`.
+    origin: OnceLock<Instant>,
     speed: f64,
 }
 
 impl FastClock {
     /// `speed` is 1 for real time, 7200 for a day in twelve seconds; values below 1 are taken as 1.
     pub fn new(start: Timestamp, speed: f64) -> Self {
-        FastClock { start, origin: Instant::now(), speed: speed.max(1.0) }
+        let clock = FastClock::standing(start, speed);
+        clock.go();
+        clock
+    }
+
+    /// Stands still at `start` until [`FastClock::go`], so that what takes real time to set up takes none of the first
+    /// day.
+    pub fn standing(start: Timestamp, speed: f64) -> Self {
+        FastClock { start, origin: OnceLock::new(), speed: speed.max(1.0) }
+    }
+
+    /// Starts it. A clock that runs already is left alone.
+    pub fn go(&self) {
+        self.origin.get_or_init(Instant::now);
     }
 }
 
 impl Clock for FastClock {
     fn now(&self) -> Timestamp {
-        self.start.after(self.origin.elapsed().mul_f64(self.speed))
+        let elapsed = self.origin.get().map(Instant::elapsed).unwrap_or_default();
+        self.start.after(elapsed.mul_f64(self.speed))
     }
 
     fn real_time_until(&self, then: Timestamp) -> Duration {
         then.since(self.now()).div_f64(self.speed)
+    }
+
+    fn real_time_since(&self, then: Timestamp) -> Duration {
+        self.now().since(then).div_f64(self.speed)
     }
 }
 
@@ -90,5 +115,17 @@ mod tests {
         let wait = clock.real_time_until(clock.now().after(Duration::from_secs(3600)));
         assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
         assert!(clock.now() >= Timestamp::from_seconds(1_000_000));
+    }
+
+    #[test]
+    fn a_fast_clock_stands_until_it_is_started() {
+        let start = Timestamp::from_seconds(1_000_000);
+        let clock = FastClock::standing(start, 1e9);
+        assert_eq!(clock.now(), start);
+        clock.go();
+        while clock.now() == start {
+            std::hint::spin_loop();
+        }
+        assert!(clock.real_time_since(start) < Duration::from_secs(60));
     }
 }

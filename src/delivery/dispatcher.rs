@@ -32,7 +32,8 @@ const CLAIM_MOST: usize = 64;
 const CHORE_MOST: usize = 256;
 /// A connection that had nothing to send for so long is closed.
 const IDLE: Duration = Duration::from_secs(30);
-/// A claim older than this, or of an earlier quarter-hour, is given back before MAIL.
+/// A claim older than this, or of an earlier quarter-hour, is given back before MAIL. Real time: it is about connections
+/// that are slow, not about the ramp.
 const CLAIM_FRESH: Duration = Duration::from_secs(60);
 /// Bodies up to here are read into memory before they are sent.
 const IN_MEMORY_MAX: u64 = 1 << 20;
@@ -386,8 +387,7 @@ impl Dispatcher {
     /// The reservation belongs to an earlier quarter-hour, or is old: the final dot would come too late for it.
     fn is_stale(&self, claimed: &Claimed) -> bool {
         claimed.item.reservation.is_some_and(|reservation| {
-            let now = self.clock.now();
-            now.slot() > reservation.slot || self.clock.real_time_until(claimed.at.after(CLAIM_FRESH)).is_zero()
+            self.clock.now().slot() > reservation.slot || self.clock.real_time_since(claimed.at) >= CLAIM_FRESH
         })
     }
 
