@@ -10,7 +10,7 @@ use crate::admin::api::{
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::Clock;
 use crate::delivery::dispatcher::Dispatcher;
-use crate::message::{LaneId, QueueId, Route, StreamId, Timestamp};
+use crate::message::{DayRecord, LaneId, QueueId, Route, StreamId, Timestamp};
 use crate::policy;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
@@ -53,9 +53,33 @@ struct Numbers {
     queued_bytes: u64,
 }
 
+/// The ramp so far, as the ledger has it.
+#[derive(Clone, Debug, Default)]
+pub struct Course {
+    /// Days of the total, oldest first, without gaps, today last; as many as the ledger keeps.
+    pub days: Vec<DayRecord>,
+    /// Recipients that wait for their token.
+    pub held: u64,
+    /// Recipients in the queue, in whatever state.
+    pub queued: u64,
+}
+
 const SHOWN: [State; 4] = [State::Held, State::Ready, State::Deferred, State::InFlight];
 
 impl RelayBackend {
+    /// Every day so far in one look.
+    pub async fn course(&self) -> Result<Course, BackendError> {
+        let look = |ledger: &Ledger, _| Course {
+            days: ledger
+                .lane(LaneId::TOTAL)
+                .map(|lane| lane.history.iter().chain([&lane.today]).copied().collect())
+                .unwrap_or_default(),
+            held: ledger.total_of(State::Held).recipients,
+            queued: ledger.totals().map(|(.., total)| total.recipients).sum(),
+        };
+        self.spool.look(look).await.map_err(unavailable)
+    }
+
     async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
         let now = self.clock.now();
         let (gate, zone) = (self.gate.clone(), self.zone.clone());
