@@ -40,6 +40,8 @@ pub mod exit {
     pub const BUSY: u8 = 75;
     /// Settings invalid or unsafe.
     pub const CONFIG: u8 = 78;
+    /// Ended by Ctrl-C before there was a result (128 + SIGINT).
+    pub const INTERRUPTED: u8 = 130;
 }
 
 /// Reads the settings file at a path for its data directory; the error is for the operator's eyes.

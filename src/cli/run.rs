@@ -62,7 +62,7 @@ async fn serve(settings: &Settings, clock: Arc<dyn Clock>) -> Result<(), Failure
     }
 }
 
-fn failure(error: StartError) -> Failure {
+pub(super) fn failure(error: StartError) -> Failure {
     let code = match error {
         StartError::Settings(_) => exit::CONFIG,
         StartError::DataDirectory(_) => exit::DATA_DIR,
