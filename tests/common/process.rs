@@ -87,8 +87,11 @@ pub fn zone_where_it_is_noon() -> String {
     }
 }
 
-fn command(arguments: &[&str], config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mailramp"));
+/// `before` is a program and its arguments that the relay's command line is given to; usually nothing.
+fn command(before: &[&str], arguments: &[&str], config: &Path) -> Command {
+    let words: Vec<&str> = before.iter().copied().chain([env!("CARGO_BIN_EXE_mailramp")]).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MAILRAMP_")) {
         command.env_remove(name);
     }
@@ -106,8 +109,11 @@ pub struct Ended {
 
 /// Runs a command to its end.
 pub fn run(arguments: &[&str], config: &Path) -> Ended {
-    let mut child =
-        command(arguments, config).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut child = command(&[], arguments, config)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
     let (mut out, mut errors) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
     let read = std::thread::spawn(move || {
         let mut text = String::new();
@@ -162,15 +168,12 @@ pub struct Running {
 impl Running {
     /// Starts it and waits for the greeting.
     pub fn start(config: &Path) -> Running {
-        Running::start_as(command(&["run"], config), config)
+        Running::start_as(command(&[], &["run"], config), config)
     }
 
-    /// The same under another program, which gets the relay's command line after its own arguments.
-    pub fn start_under(program: &str, arguments: &[&str], config: &Path) -> Running {
-        let relay = command(&["run"], config);
-        let mut wrapped = Command::new(program);
-        wrapped.args(arguments).arg(relay.get_program()).args(relay.get_args()).stdin(Stdio::null());
-        Running::start_as(wrapped, config)
+    /// The same under another program, which must become the relay (as `strace -D` does) so that it can be killed.
+    pub fn start_under(program: &[&str], config: &Path) -> Running {
+        Running::start_as(command(program, &["run"], config), config)
     }
 
     fn start_as(mut command: Command, config: &Path) -> Running {
