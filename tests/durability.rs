@@ -1,17 +1,18 @@
 //! No 250 before the message is on disk: seen from inside, with the commit held up at each of its steps, and from
 //! outside, in the system calls of the real binary.
 
+#[path = "common/application.rs"]
+mod application;
 #[path = "common/process.rs"]
 mod process;
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
 
+use application::Application;
 use mailramp::clock::{Clock, SystemClock};
 use mailramp::delivery::dispatcher::QueueIds;
 use mailramp::message::{Queue, QueueId, Route, Timestamp};
@@ -25,68 +26,17 @@ use mailramp::spool::committer::{self, Outlet};
 use mailramp::spool::disk::{DataDirectory, Watermark};
 use mailramp::spool::sqlite::{CommitStep, DiskLimits, SqliteStore};
 use mailramp::spool::{Claimed, Slots, Spool, Touched};
-use process::{PATIENCE, Running, Settings, greeting, until};
+use process::{PATIENCE, Running, Settings, until};
 use tokio_util::sync::CancellationToken;
 
 const SMALL: usize = 100;
 /// Large enough to lie in a segment.
 const IN_SEGMENT: usize = 10 << 10;
-/// How long a reply that must not come is waited for.
-const SILENCE: Duration = Duration::from_millis(150);
 
-// --- the client -----------------------------------------------------------------------------------------------------
-
-/// An application that sends one message at a time.
-struct Application(TcpStream);
-
-impl Application {
-    fn connect(relay: SocketAddr) -> Application {
-        let mut application = Application(greeting(relay));
-        application.0.set_nodelay(true).unwrap();
-        application.say("EHLO app.example\r\n", "250 ");
-        application
-    }
-
-    fn say(&mut self, text: &str, expected: &str) {
-        self.0.write_all(text.as_bytes()).unwrap();
-        self.hear(expected);
-    }
-
-    /// Reads replies until one that is the last of its lines begins with `expected`.
-    fn hear(&mut self, expected: &str) {
-        let mut line = Vec::new();
-        loop {
-            let mut octet = [0];
-            self.0.read_exact(&mut octet).unwrap();
-            line.push(octet[0]);
-            if octet == [b'\n'] {
-                let text = String::from_utf8_lossy(&line).into_owned();
-                if text.starts_with(expected) {
-                    return;
-                }
-                assert_eq!(text.as_bytes().get(3), Some(&b'-'), "{expected} was expected, not {text}");
-                line.clear();
-            }
-        }
-    }
-
-    /// Everything of a message but the reading of its 250.
-    fn send(&mut self, octets: usize) {
-        self.say("MAIL FROM:<a@example.com>\r\n", "250 ");
-        self.say("RCPT TO:<b@example.net>\r\n", "250 ");
-        self.say("DATA\r\n", "354 ");
-        let line = "a line of a message, of no interest\r\n";
-        let body = format!("Subject: x\r\n\r\n{}.\r\n", line.repeat(octets / line.len() + 1));
-        self.0.write_all(body.as_bytes()).unwrap();
-    }
-
-    fn hears_nothing(&mut self) {
-        self.0.set_read_timeout(Some(SILENCE)).unwrap();
-        let mut octet = [0];
-        let error = self.0.read(&mut octet).expect_err("a reply came before the commit had ended");
-        assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
-        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
-    }
+/// A message with about so many octets of body.
+fn body(octets: usize) -> Vec<u8> {
+    let line = "a line of a message, of no interest\r\n";
+    format!("Subject: x\r\n\r\n{}", line.repeat(octets / line.len() + 1)).into_bytes()
 }
 
 // --- from inside ----------------------------------------------------------------------------------------------------
@@ -174,7 +124,7 @@ impl Door {
         let brake = Brake { at: Some(step), reached: Some(reached), go_on: Some(go_on), seen: Vec::new() };
         *self.brake.lock().unwrap() = brake;
         let mut application = Application::connect(self.relay);
-        application.send(octets);
+        application.offer("a@example.com", &["b@example.net"], &body(octets));
         has_reached.recv_timeout(PATIENCE).expect("the commit comes by");
         application.hears_nothing();
         go.send(()).unwrap();
@@ -278,8 +228,8 @@ fn strace_works() -> bool {
 /// The trace is whole once the last thread's end is in it.
 fn whole_trace(path: &Path, pid: u32) -> String {
     let read = || std::fs::read_to_string(path).unwrap_or_default();
-    let end = format!("{pid} +++ exited with 0 +++");
-    until("strace has written everything", || read().lines().any(|l| l == end), || read().len().to_string());
+    let whole = || read().lines().any(|l| l.starts_with(&format!("{pid} ")) && l.ends_with("+++ exited with 0 +++"));
+    until("strace has written everything", whole, || format!("{} octets so far", read().len()));
     read()
 }
 
@@ -315,8 +265,7 @@ fn in_the_system_calls_a_completed_sync_lies_between_every_message_and_its_250()
     let mut application = Application::connect(relay.smtp);
     let sizes = [SMALL, IN_SEGMENT, SMALL, IN_SEGMENT, IN_SEGMENT, SMALL];
     for octets in sizes {
-        application.send(octets);
-        application.hear("250 2.0.0 ");
+        application.send("a@example.com", &["b@example.net"], &body(octets));
     }
     drop(application);
     relay.stop();
