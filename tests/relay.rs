@@ -31,12 +31,15 @@ const SENDER: &str = "sender@example.com";
 
 // --- somebody else's server -----------------------------------------------------------------------------------------
 
+/// Sender, recipients, octets.
+type Message = (String, Vec<String>, Vec<u8>);
+
 #[derive(Clone, Debug, Default)]
 struct Foreign {
     from: String,
     to: Vec<String>,
     body: Vec<u8>,
-    taken: Arc<Mutex<Vec<(String, Vec<String>, Vec<u8>)>>>,
+    taken: Arc<Mutex<Vec<Message>>>,
 }
 
 impl Handler for Foreign {
@@ -83,7 +86,7 @@ fn foreign() -> &'static (SocketAddr, Foreign) {
 }
 
 /// What the foreign server took for this recipient.
-fn foreign_took(recipient: &str) -> Vec<(String, Vec<String>, Vec<u8>)> {
+fn foreign_took(recipient: &str) -> Vec<Message> {
     let taken = foreign().1.taken.lock().expect("no test panics inside");
     taken.iter().filter(|(_, to, _)| to.iter().any(|t| t == recipient)).cloned().collect()
 }
