@@ -460,7 +460,7 @@ impl Dispatcher {
                 rcpts,
                 attempt,
                 upstream = remote,
-                latency_ms = took.as_secs_f64() * 1000.0,
+                latency_ms = took.as_millis() as u64,
                 reason = this.1,
             );
             said_before = Some(this);

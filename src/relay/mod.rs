@@ -302,7 +302,6 @@ fn session_settings(settings: &Settings, listener: &config::Listener) -> Session
             shutdown_grace: settings.smtp.stop_grace,
             ..Default::default()
         },
-        ..SessionSettings::default()
     }
 }
 

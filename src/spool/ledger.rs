@@ -126,7 +126,7 @@ pub struct Turn {
     pub lanes: Vec<LaneRecord>,
 }
 
-/// One stored row. What [`Ledger::take_changes`] gives and [`Ledger::restore`] takes.
+/// One stored row. What `Ledger::take_changes` gives and `Ledger::restore` takes.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Row {
