@@ -436,6 +436,23 @@ async fn what_has_not_left_by_its_deadline_leaves_by_legacy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_after_as_many_errors_as_the_settings_say() {
+    let new = Script::new().start().await;
+    let bench = Bench::start(new.address, None, |mut settings| {
+        settings.smtp = "[smtp.limits]\nerrors = 3".into();
+        settings
+    })
+    .await;
+    let mut application = bench.connect();
+    tokio::task::block_in_place(|| {
+        application.say("WHAT\r\n", "500 ");
+        application.say("RCPT TO:<a@example.net>\r\n", "503 ");
+        application.say("WHAT\r\n", "421 4.7.0 Too many errors");
+    });
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_start_holds_neither_port_nor_lock() {
     let new = Script::new().start().await;
     let folder = tempfile::tempdir().unwrap();

@@ -179,6 +179,7 @@ fn an_empty_directory_begins_with_day_one_also_when_the_start_lies_in_the_past()
         let relay = Running::start(&settings.save(folder.path()));
         let status = relay.status();
         assert_eq!((&status["warmup"]["day"], &status["warmup"]["limit"]), (&1.into(), &50.into()), "{start:?}");
+        assert_eq!(status["warmup"]["state"]["name"], "ramping");
         relay.stop();
     }
 }

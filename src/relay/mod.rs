@@ -289,6 +289,7 @@ fn session_settings(settings: &Settings, listener: &config::Listener) -> Session
         max_message_bytes: limits.message,
         max_recipients: limits.recipients as usize,
         max_header_bytes: limits.headers,
+        max_errors: limits.errors,
         allow_from: listener.allow_from.clone(),
         normalize: match settings.smtp.bare_newline {
             config::BareNewline::Reject => settings.smtp.normalize_from.clone(),

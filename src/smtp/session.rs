@@ -54,7 +54,7 @@ pub struct Session {
     /// From the accepted MAIL to the end of data.
     envelope: Option<Envelope>,
     data: Option<Box<Data>>,
-    errors: u32,
+    errors: u64,
     long_lines: u32,
     bare_lines: u32,
 }
@@ -402,7 +402,7 @@ impl Session {
     /// Counts towards the limit of errors; the last one is answered with 421 instead.
     fn error_because(&mut self, reason: RejectReason, line: &str, replies: &mut Replies) {
         self.errors += 1;
-        if self.errors >= ERRORS_MAX {
+        if self.errors >= self.settings.max_errors {
             return self.close(RejectReason::Limit, "421 4.7.0 Too many errors", replies);
         }
         replies.refuse(reason, line);
@@ -456,7 +456,6 @@ impl Data {
     }
 }
 
-const ERRORS_MAX: u32 = 20;
 const LONG_LINES_MAX: u32 = 3;
 const BARE_LINES_MAX: u32 = 2;
 /// Replies to send before more commands are looked at.

@@ -16,6 +16,8 @@ pub struct SessionSettings {
     pub max_message_bytes: u64,
     pub max_recipients: usize,
     pub max_header_bytes: u64,
+    /// Refused commands and messages, the last of which closes the session.
+    pub max_errors: u64,
     /// Who may relay; empty means nobody.
     pub allow_from: Vec<IpNet>,
     /// Whose lone CR and LF in DATA are mended to CRLF instead of refused.
@@ -30,6 +32,7 @@ impl Default for SessionSettings {
             max_message_bytes: 50 * 1024 * 1024,
             max_recipients: 1000,
             max_header_bytes: 256 * 1024,
+            max_errors: 20,
             allow_from: Vec::new(),
             normalize: Vec::new(),
             timeouts: Timeouts::default(),
