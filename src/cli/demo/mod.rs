@@ -184,11 +184,12 @@ fn introduction(options: &Options, stage: &Stage, seed: u64, context: &Context<'
 /// Stays until it is told to stop, and says what mail of others came where.
 async fn keep(dir: &Path, stage: &mut Stage, stop: &mut StopSignals, context: &mut Context<'_>) -> Result<(), Failure> {
     context.write(&format!(
-        "\nStill open, the days go on as fast; Ctrl-C ends it. Send mail to {}, or try\n\
+        "\nStill open, days go by as before; Ctrl-C ends it. Send mail to {}\n\
+         or try, from another terminal:\n\
          \x20 mailramp status --config {settings}\n\
          \x20 mailramp queue list --config {settings}\n\
          \x20 curl http://{}/metrics\n\
-         The log (warnings) is in {}.\n\n",
+         \x20 cat {}\n\n",
         stage.relay.smtp[0],
         stage.relay.http,
         dir.join("log").display(),
@@ -218,23 +219,29 @@ async fn keep(dir: &Path, stage: &mut Stage, stop: &mut StopSignals, context: &m
     }
 }
 
-/// SIGINT and SIGTERM.
+/// SIGINT, SIGTERM, and SIGHUP when the terminal is closed: all of them leave nothing behind.
 struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
 }
 
 impl StopSignals {
     fn listen() -> Result<StopSignals, Failure> {
         let listen =
             |kind| signal(kind).map_err(|error| Failure::new(exit::IO, format!("cannot listen for signals: {error}")));
-        Ok(StopSignals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        Ok(StopSignals {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
     }
 
     async fn asked(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
         }
     }
 }
