@@ -1,6 +1,6 @@
 //! What was promised, checked from what happened: sliding windows, the balance of recipients, and who got what.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use mailramp::delivery::outcome::Verdict;
@@ -172,7 +172,8 @@ struct Copies {
 /// Who got what, as far as recipients have names.
 #[derive(Default)]
 pub struct Book {
-    copies: HashMap<u64, Copies>,
+    /// By name, which is a number.
+    copies: Vec<Copies>,
     pub duplicates: u64,
 }
 
@@ -185,13 +186,13 @@ impl Book {
         let route = flight.route();
         let maybe = flight.claimed.item.maybe;
         for name in names(flight) {
-            let copies = self.copies.entry(name).or_default();
+            let copies = self.of(name);
             copies.by[route as usize] += 1;
             assert!(copies.by.contains(&0), "recipient {name} was sent by both routes");
             let all = copies.by[route as usize];
-            self.duplicates += u64::from(all > 1);
             assert!(all <= 1 + copies.lost, "recipient {name} got {all} copies, {} answers were lost", copies.lost);
             assert!(all == 1 || maybe, "recipient {name} got another copy without a mark that it might");
+            self.duplicates += u64::from(all > 1);
         }
     }
 
@@ -204,17 +205,24 @@ impl Book {
 
     pub fn unanswered(&mut self, flight: &Flight) {
         for name in names(flight) {
-            self.copies.entry(name).or_default().lost += 1;
+            self.of(name).lost += 1;
         }
     }
 
+    fn of(&mut self, name: usize) -> &mut Copies {
+        if self.copies.len() <= name {
+            self.copies.resize(name + 1024, Copies::default());
+        }
+        &mut self.copies[name]
+    }
+
     pub fn copies_by(&self, route: Route) -> u64 {
-        self.copies.values().map(|copies| u64::from(copies.by[route as usize])).sum()
+        self.copies.iter().map(|copies| u64::from(copies.by[route as usize])).sum()
     }
 }
 
 /// Those that leave with the final dot, by number; reports of ours have none.
-fn names(flight: &Flight) -> impl Iterator<Item = u64> {
+fn names(flight: &Flight) -> impl Iterator<Item = usize> {
     let recipients = flight.claimed.item.envelope.recipients.iter().zip(&flight.verdicts);
     let left = recipients.filter(|(_, verdict)| verdict.may_have_left());
     left.filter_map(|(recipient, _)| std::str::from_utf8(&recipient.path).ok()?.parse().ok())

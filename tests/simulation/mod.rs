@@ -147,10 +147,12 @@ impl World {
     pub fn live(&mut self, day: DaySpan, arrivals: Vec<Arrival>) {
         self.arrivals.extend(arrivals);
         self.outcomes.push(Outcome::default());
-        if self.outcomes.len() == 1 {
-            self.commit(Batch::default(), &[]);
-        }
         self.plan_crash();
+        self.now = self.now.max(day.starts);
+        // Any operation makes the day turn.
+        self.commit(Batch::default(), &[]);
+        self.moment();
+        self.nobody_sleeps_in_vain();
         while let Some(now) = self.next_moment(day) {
             self.now = now;
             if now >= self.crash_at {
@@ -158,8 +160,10 @@ impl World {
             }
             self.moment();
         }
-        self.now = self.now.max(day.ends);
-        self.midnight();
+        let limit = self.total().record.limit;
+        self.outcomes.last_mut().expect("just pushed").limit = limit;
+        self.balance.recount(self.spool.as_mut().expect("there is a spool").store());
+        self.left.day_ends();
     }
 
     /// The day `number` of the ramp, from 0.
@@ -188,13 +192,18 @@ impl World {
         let event = self.events.first_key_value().map(|((at, _), _)| *at);
         let arrival = self.arrivals.front().map(|arrival| arrival.at);
         let wake = self.schedule.wake_at(|queue| self.pools.ready(queue.route()) > 0);
-        assert!(wake.is_none_or(|at| at > self.now), "nothing is left to do at {:?}, yet it wakes at {wake:?}", self.now);
+        assert!(
+            wake.is_none_or(|at| at > self.now),
+            "nothing is left to do at {:?}, yet it wakes at {wake:?}",
+            self.now
+        );
         let next = [event, arrival, wake, Some(self.crash_at)].into_iter().flatten().min()?;
         (next < day.ends).then_some(next.max(self.now))
     }
 
     /// Everything that can be done at this moment.
     fn moment(&mut self) {
+        let mut wrote = false;
         for batches in 0.. {
             assert!(batches < BATCHES_MOST, "the dispatcher spins at {:?}", self.now);
             let mut batch = self.answers();
@@ -209,8 +218,11 @@ impl World {
                 break;
             }
             self.commit(batch, &ready);
+            wrote = true;
         }
-        self.nobody_sleeps_in_vain();
+        if wrote {
+            self.nobody_sleeps_in_vain();
+        }
     }
 
     /// Lets the events of this moment happen; the outcomes to be written are the batch.
@@ -378,20 +390,6 @@ impl World {
                 ),
             }
         }
-    }
-
-    /// The day ends for the tests; the spool learns of it with its next batch.
-    fn midnight(&mut self) {
-        let limit = self.total().record.limit;
-        self.outcomes.last_mut().expect("a day has begun").limit = limit;
-        self.balance.recount(self.spool.as_mut().expect("there is a spool").store());
-        self.left.day_ends();
-        // Any operation makes the day turn.
-        let spool = self.spool.as_mut().expect("there is a spool");
-        let nothing = Batch::default();
-        let done = spool.apply(&nothing, &self.gate, &self.pools, self.now).expect("memory takes everything");
-        self.count(&nothing, &done);
-        self.moment();
     }
 
     fn plan_crash(&mut self) {

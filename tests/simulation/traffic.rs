@@ -12,8 +12,11 @@ pub struct Arrival {
     pub recipients: u32,
 }
 
+/// Of one message of [`even`].
+const RECIPIENTS_MOST: u32 = 100;
+
 /// `volume` recipients evenly over each of `hours` (of the day, counted from its start); equal hours: all at once.
-/// One message every `step`, for all that came in it.
+/// One message every `step` for all that came in it, or several of at most [`RECIPIENTS_MOST`].
 pub fn even(day: DaySpan, volume: u64, hours: &[(u64, u64)], step: Duration) -> Vec<Arrival> {
     let per_part = volume / hours.len() as u64;
     let mut arrivals = Vec::new();
@@ -21,9 +24,11 @@ pub fn even(day: DaySpan, volume: u64, hours: &[(u64, u64)], step: Duration) -> 
         let steps = ((until - from) * 3600 / step.as_secs()).max(1);
         for n in 0..steps {
             let at = day.starts.after(Duration::from_secs(from * 3600) + step * n as u32);
-            let recipients = (per_part * (n + 1) / steps - per_part * n / steps) as u32;
-            if recipients > 0 && at < day.ends {
+            let mut left = (per_part * (n + 1) / steps - per_part * n / steps) as u32;
+            while left > 0 && at < day.ends {
+                let recipients = left.min(RECIPIENTS_MOST);
                 arrivals.push(Arrival { at, stream: super::ONLY, recipients });
+                left -= recipients;
             }
         }
     }
