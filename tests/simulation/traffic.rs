@@ -70,7 +70,7 @@ pub fn random_day(day: DaySpan, number: usize, mix: &Mix, random: &mut fastrand:
         add((part * length as f64) as i64, OFFICE, several(random));
     }
     for _ in 0..(mix.passwords * factor) as u64 {
-        add(random.i64(..length), PASSWORDS, 1);
+        add(random.i64(0..length), PASSWORDS, 1);
     }
     for hour in [2, 6, 14] {
         for _ in 0..(mix.cron * factor / 3.0) as u64 {
@@ -78,11 +78,11 @@ pub fn random_day(day: DaySpan, number: usize, mix: &Mix, random: &mut fastrand:
         }
     }
     if number % 8 == 3 {
-        add(random.i64(..length), CAMPAIGN, mix.campaign);
+        add(random.i64(0..length), CAMPAIGN, mix.campaign);
     }
     for _ in 0..10 {
-        add(random.i64(..length), STAYS, several(random));
-        add(random.i64(..length), CUT_OVER, 1);
+        add(random.i64(0..length), STAYS, several(random));
+        add(random.i64(0..length), CUT_OVER, 1);
     }
     arrivals.sort_by_key(|arrival| arrival.at);
     arrivals
