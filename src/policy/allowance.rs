@@ -181,7 +181,9 @@ impl LaneView {
         self.bounds(now).room()
     }
 
-    /// The latest of the next times of the bounds that refuse one recipient at `now`; `None` when none refuses.
+    /// The latest of the next times of the bounds that refuse one recipient at `now`, but never beyond midnight: the
+    /// new day's limit is another, and with it the room in the last 24 hours and the pace. `None` when none refuses.
+    ///
     /// Never too late for a bound that opens by itself; events (a refund, an operator) wake the lane besides.
     pub fn wake(&self, now: Timestamp) -> Option<Wake> {
         let closed = self.shut(now).map(|closed| Wake { at: closed.until, bound: Bound::Closed });
@@ -192,7 +194,8 @@ impl LaneView {
         let day = (bounds.day_left == 0).then_some(Wake { at: self.day.ends, bound: Bound::Day });
         let share = (bounds.share_left == 0).then_some(Wake { at: self.day.ends, bound: Bound::Share });
         let wakes = [self.wake_of_pace(now), day, self.wake_of_24h(&bounds), self.wake_of_reserve(&bounds), share];
-        wakes.into_iter().flatten().max_by_key(|wake| wake.at)
+        let latest = wakes.into_iter().flatten().max_by_key(|wake| wake.at)?;
+        Some(Wake { at: latest.at.min(self.day.ends), ..latest })
     }
 
     /// The brake or pause in force at `now`.
@@ -370,6 +373,11 @@ mod tests {
             (lane(), None),
             (LaneView { arrival: at(14), ..lane() }, wake(Timestamp(at(14).0 - 19 * 19_889_502_763), Bound::Pace)),
             (LaneView { reserved_today: 1000, ..lane() }, wake(at(24), Bound::Day)),
+            // All of it was sent this morning. Tomorrow's larger limit makes room long before 02:15.
+            (
+                LaneView { reserved_today: 1000, reserved_24h: 1000, oldest_slot: Some(at(2).slot()), ..lane() },
+                wake(at(24), Bound::Day24h),
+            ),
             (
                 LaneView { reserved_24h: 1000, oldest_slot: full, ..lane() },
                 wake(Timestamp(at(4).0 + SLOT_NANOS), Bound::Day24h),

@@ -99,10 +99,26 @@ impl Pace {
         u64::try_from(refilled.saturating_add(i128::from(depth)).max(0)).unwrap_or(u64::MAX)
     }
 
-    /// A stored arrival time as far ahead as a bucket can be at `now`. Without this one start under a wrong clock
-    /// could shut a lane for years.
+    /// This pace in the first hour after `before` was in force. A slower bucket may be deeper, measured in time; since
+    /// used tokens are owed in time, that would forgive a part of what went out just before, and one recipient too many
+    /// could leave in an hour.
+    pub fn no_deeper_than(self, before: Pace) -> Pace {
+        if self.spacing_nanos <= before.spacing_nanos {
+            return self;
+        }
+        let depth = before.depth_nanos() / u128::from(self.spacing_nanos);
+        let depth = u32::try_from(depth).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
+        Pace { depth: self.depth.min(depth), ..self }
+    }
+
+    fn depth_nanos(&self) -> u128 {
+        u128::from(self.depth.get()) * u128::from(self.spacing_nanos)
+    }
+
+    /// A stored arrival time as far ahead as the bucket of any day can be at `now`: an hour. Without this one start
+    /// under a wrong clock could shut a lane for years; with less, midnight would forgive what yesterday's bucket owes.
     pub fn clamp(&self, arrival: Timestamp, now: Timestamp) -> Timestamp {
-        arrival.min(self.charge(now, now, u64::from(self.depth.get())))
+        arrival.min(Timestamp(now.0.saturating_add(HOUR_NANOS as i64)))
     }
 
     /// governor as a pure function of (stored arrival time, now): its clock says 0 while it is built, because it
@@ -382,7 +398,7 @@ mod tests {
         let pace = Pace::of(1000, 0.2, 0.02).unwrap();
         let now = Timestamp::from_seconds(1_800_000_000);
         let clamped = pace.clamp(Timestamp::from_seconds(9_000_000_000), now);
-        assert_eq!(clamped, Timestamp(now.0 + 20 * 19_889_502_763));
+        assert_eq!(clamped, Timestamp(now.0 + HOUR_NANOS as i64));
         assert_eq!(pace.clamp(Timestamp(5), now), Timestamp(5));
     }
 
@@ -435,6 +451,47 @@ mod tests {
             (office, 9, 7, 0),
         ] {
             assert_eq!(hours.open_nanos(at(from), at(until), day), expect * HOUR, "{from} to {until}");
+        }
+    }
+
+    #[test]
+    fn another_pace_at_midnight_lets_no_more_out_in_an_hour_than_the_larger_of_both() {
+        for seed in 0..3000u64 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let limits = [random.u64(1..600), random.u64(1..600)];
+            let (hourly, burst) =
+                if random.bool() { (0.2, 0.02) } else { (0.05 + 0.9 * random.f64(), 0.3 * random.f64() + 0.001) };
+            let paces = limits.map(|limit| Pace::of(limit, hourly, burst).expect("a pace"));
+            let midnight = Timestamp(20_000 * DAY_NANOS);
+            let mut now = Timestamp(midnight.0 - random.i64(0..2 * HOUR_NANOS as i64));
+            let mut arrival = Timestamp(0);
+            let mut sent: Vec<Timestamp> = Vec::new();
+            let eager = random.bool();
+            while now.0 < midnight.0 + HOUR_NANOS as i64 {
+                let pace = if now < midnight { paces[0] } else { paces[1].no_deeper_than(paces[0]) };
+                arrival = pace.clamp(arrival, now);
+                let tokens = pace.tokens_at(arrival, now);
+                let used = if eager || random.u8(..4) == 0 { tokens } else { random.u64(..=tokens) };
+                if used > 0 {
+                    arrival = pace.charge(arrival, now, used);
+                    sent.extend(std::iter::repeat_n(now, used as usize));
+                }
+                let next = pace.next(arrival, Timestamp(now.0 + 1));
+                let next = if now < midnight { next.min(midnight) } else { next };
+                now = if random.u8(..if eager { 40 } else { 4 }) == 0 {
+                    Timestamp(next.0 + random.i64(0..HOUR_NANOS as i64 / 4))
+                } else {
+                    next
+                };
+            }
+            let cap = paces[0].hour_cap().max(paces[1].hour_cap()) as usize;
+            for (i, from) in sent.iter().enumerate() {
+                let within = sent[i..].iter().take_while(|at| at.0 < from.0 + HOUR_NANOS as i64).count();
+                assert!(
+                    within <= cap,
+                    "seed {seed}: {within} in an hour, {cap} allowed, limits {limits:?} {hourly} {burst}"
+                );
+            }
         }
     }
 }

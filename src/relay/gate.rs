@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::message::{Day, DayRecord, DaySpan, LaneId, LaneRecord, Queue, Reason, StreamId, Timestamp};
 use crate::policy::{
-    self, AtDeadline, Boundary, Bounds, Calendar, LaneView, Outlook, Rules, State, StreamRules, admit,
+    self, AtDeadline, Boundary, Bounds, Calendar, LaneView, Outlook, Pace, Rules, State, StreamRules, admit,
 };
 use crate::spool::ledger::LaneLedger;
 use crate::spool::{Admission, Ask, Gate, Grant, Ledger, Turn};
@@ -19,6 +19,8 @@ const GAP_DAYS: i32 = 40;
 /// Stages looked at for the number of days to the target.
 const STAGES_MAX: u32 = 3650;
 const WEEK_DAYS: i32 = 7;
+/// After midnight an hour may still reach into yesterday, with yesterday's pace.
+const PACE_CHANGES: Duration = Duration::from_secs(3600);
 
 /// The warm-up as configured.
 #[derive(Clone, Debug)]
@@ -83,7 +85,7 @@ impl WarmupGate {
 
     fn view(&self, lane: &LaneLedger, day: DaySpan, stream: StreamId, now: Timestamp) -> LaneView {
         let limit = lane.record.limit;
-        let pace = self.rules.as_ref().and_then(|rules| rules.pace(limit));
+        let pace = self.rules.as_ref().and_then(|rules| self.pace(rules, lane, day, now));
         let open = self.rules.as_ref().map_or(policy::OpenHours::ALWAYS, |r| self.calendar.open_hours(day, r.window));
         LaneView {
             limit,
@@ -101,6 +103,13 @@ impl WarmupGate {
             stream_share: limit.and_then(|limit| self.stream(stream).share_of(limit)),
             stream_reserved_today: lane.stream_today(stream).reserved,
         }
+    }
+
+    fn pace(&self, rules: &Rules, lane: &LaneLedger, day: DaySpan, now: Timestamp) -> Option<Pace> {
+        let pace = rules.pace(lane.record.limit)?;
+        let yesterday = lane.history.back().filter(|_| now.since(day.starts) < PACE_CHANGES);
+        let before = yesterday.and_then(|yesterday| rules.pace(yesterday.limit));
+        Some(before.map_or(pace, |before| pace.no_deeper_than(before)))
     }
 
     /// The largest limit of the days that the 97 quarter-hours up to `at` touch; days to come count with today's.

@@ -16,6 +16,8 @@ use crate::message::{Envelope, LaneId, Queue, QueueId, Reason, Recipient, Route,
 
 /// Items read from a line at once, so that a claim for one never reads thousands.
 const READ_AHEAD: usize = 64;
+/// The same at first where tokens come one by one: most claims end with the first item.
+const READ_AHEAD_METERED: usize = 2;
 /// Items in flight at a crash that are put back in one transaction.
 const RECOVER_AT_ONCE: usize = 1000;
 /// A `maybe` item that was to change its route is tried again on its own one after this.
@@ -306,9 +308,12 @@ impl<S: Store> Spool<S> {
 
     fn claim(&mut self, claim: &Claim, work: &mut Work<'_>) -> Result<ClaimAnswer, SpoolError> {
         let mut answer = ClaimAnswer::default();
+        let metered = self.waiting_state(claim.queue) == State::Held;
+        let mut read_ahead = if metered { READ_AHEAD_METERED } else { READ_AHEAD };
         'streams: for &stream in &claim.streams {
             while answer.items < claim.most_items && answer.blocked.is_none() {
-                let most = (claim.most_items - answer.items).min(READ_AHEAD);
+                let most = (claim.most_items - answer.items).min(read_ahead);
+                read_ahead = (read_ahead * 2).min(READ_AHEAD);
                 let items = self.store.due(claim.queue, stream, work.now, most)?;
                 if items.is_empty() {
                     break;
