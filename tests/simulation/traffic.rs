@@ -13,7 +13,7 @@ pub struct Arrival {
 }
 
 /// Of one message of [`even`].
-const RECIPIENTS_MOST: u32 = 100;
+const RECIPIENTS_MOST: u32 = 20;
 
 /// `volume` recipients evenly over each of `hours` (of the day, counted from its start); equal hours: all at once.
 /// One message every `step` for all that came in it, or several of at most [`RECIPIENTS_MOST`].
