@@ -10,7 +10,9 @@
 //! Plain: [`item`], [`ledger`], [`engine`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`].
 
 pub mod body;
+mod checkpoint;
 pub mod committer;
+mod database;
 pub mod disk;
 pub mod engine;
 pub mod item;

@@ -226,7 +226,7 @@ impl World {
         }
         // A line that was forgotten stays so; there is no need to look at every moment.
         self.moments += 1;
-        if wrote && self.moments % LOOKED_AT == 0 {
+        if wrote && self.moments.is_multiple_of(LOOKED_AT) {
             self.nobody_sleeps_in_vain();
         }
     }
