@@ -88,7 +88,7 @@ fn random_setup(seed: u64) -> Setup {
     ];
     rules.check(&[], &streams).expect("a ramp that can work");
     let legacy = Hop { rcpt_4xx: 0.005, slow: 0.001, ..Hop::FAULTY };
-    Setup { seed, rules, streams, hops: [Hop::FAULTY, legacy], crashes_per_day: 0.7 }
+    Setup { seed, rules, streams, hops: [Hop::FAULTY, legacy], crashes_per_day: 1.0 }
 }
 
 /// So many days of it. All promises are checked on the way.

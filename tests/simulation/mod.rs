@@ -159,7 +159,7 @@ impl World {
         self.nobody_sleeps_in_vain();
         while let Some(now) = self.next_moment(day) {
             self.now = now;
-            if now >= self.crash_at {
+            if now >= self.crash_at && self.is_worth_a_crash() {
                 self.crash();
             }
             self.moment();
@@ -201,7 +201,8 @@ impl World {
             "nothing is left to do at {:?}, yet it wakes at {wake:?}",
             self.now
         );
-        let next = [event, arrival, wake, Some(self.crash_at)].into_iter().flatten().min()?;
+        let crash = Some(self.crash_at).filter(|at| *at > self.now);
+        let next = [event, arrival, wake, crash].into_iter().flatten().min()?;
         (next < day.ends).then_some(next.max(self.now))
     }
 
@@ -401,8 +402,16 @@ impl World {
     fn plan_crash(&mut self) {
         if self.crashes_per_day > 0.0 && self.crash_at == Timestamp::NEVER {
             let seconds = -(1.0 - self.random.f64()).ln() * 86_400.0 / self.crashes_per_day;
-            self.crash_at = self.now.after(Duration::from_secs_f64(seconds));
+            // Who dies once may soon die again.
+            let soon = self.crashes > 0 && self.random.u8(..5) < 2;
+            self.crash_at = self.now.after(Duration::from_secs_f64(if soon { seconds / 200.0 } else { seconds }));
         }
+    }
+
+    /// Something is on its way, or has not been for an hour.
+    fn is_worth_a_crash(&self) -> bool {
+        let flies = |event: &Event| !matches!(event, Event::Down(..) | Event::Back);
+        self.events.values().any(flies) || self.now.since(self.crash_at) > HOUR
     }
 
     /// The process dies, sometimes in the middle of a transaction, and comes back after a while.
