@@ -12,7 +12,7 @@ use mailramp::spool::{Claimed, Slots};
 #[derive(Clone, Debug)]
 pub struct Hop {
     pub connections: usize,
-    /// From the claim to MAIL, and from MAIL to the final dot and from there to the answer: up to so long.
+    /// From the claim to MAIL, from there to the final dot, and from there to the answer: up to so long each.
     pub latency: Duration,
     /// A step that takes four hundred times as long: minutes, not seconds.
     pub slow: f64,
@@ -50,8 +50,10 @@ impl Hop {
         lost_reply: 0.01,
     };
 
+    /// From the claim to MAIL; mostly at once, rarely so late that the claim is stale.
     pub fn pickup(&self, random: &mut fastrand::Rng) -> Duration {
-        self.wait(random)
+        let short = self.latency.mul_f64(random.f64());
+        if random.u8(..100) == 0 { short * 100 } else { short }
     }
 
     fn wait(&self, random: &mut fastrand::Rng) -> Duration {
