@@ -88,7 +88,7 @@ fn random_setup(seed: u64) -> Setup {
     ];
     rules.check(&[], &streams).expect("a ramp that can work");
     let legacy = Hop { rcpt_4xx: 0.005, slow: 0.001, ..Hop::FAULTY };
-    Setup { seed, rules, streams, hops: [Hop::FAULTY, legacy], crashes_per_day: 0.7 }
+    Setup { seed, rules, streams, hops: [Hop::FAULTY, legacy], crashes_per_day: 1.0 }
 }
 
 /// So many days of it. All promises are checked on the way.
@@ -197,6 +197,28 @@ fn what_waits_goes_on_at_midnight_and_not_when_yesterdays_first_quarter_hour_is_
     let world = one_campaign(8);
     let new: Vec<_> = world.outcomes.iter().map(|day| day.new).collect();
     assert_eq!(new[..6], [50, 75, 112, 168, 253, 379]);
+}
+
+/// A limit that stands still at 50, mail for all of it, no pace, and transactions of up to twenty minutes.
+fn slow_transactions(seed: u64) -> World {
+    let curve = Curve::formula(50.0, 1.0).unwrap();
+    let rules = Rules { start: Some(START), target: 12_000, curve, hourly: 1.0, burst: 1.0, ..Rules::default() };
+    let streams = vec![StreamRules { overflow: Overflow::Hold, ..StreamRules::default() }];
+    let hop = Hop { slow: 1.0, connections: 100, ..Hop::FAULTY };
+    let mut world = World::new(Setup { seed, rules, streams, hops: [hop.clone(), hop], crashes_per_day: 0.5 });
+    for number in 0..30 {
+        let day = world.day(number);
+        world.live(day, traffic::even(day, 100, &[(1, 23)], STEP));
+    }
+    world
+}
+
+#[test]
+fn a_final_dot_counts_when_it_leaves_and_not_when_its_token_was_taken() {
+    each_seed(|seed| {
+        let world = slow_transactions(seed);
+        assert!(world.left.worst[2] == 1.0, "the limit was not used: {:?}", world.left.worst);
+    });
 }
 
 /// 400 sent on the second day, and two idle weeks in which the memory of it begins to fade; then much mail late in an evening after which

@@ -12,9 +12,9 @@ use mailramp::spool::{Claimed, Slots};
 #[derive(Clone, Debug)]
 pub struct Hop {
     pub connections: usize,
-    /// From the claim to MAIL, and from MAIL to the final dot and from there to the answer: up to so long.
+    /// From the claim to MAIL, from there to the final dot, and from there to the answer: up to so long each.
     pub latency: Duration,
-    /// A transaction that takes a hundred times as long.
+    /// A step that takes four hundred times as long: minutes, not seconds.
     pub slow: f64,
     pub rcpt_4xx: f64,
     pub rcpt_5xx: f64,
@@ -40,9 +40,9 @@ impl Hop {
     };
 
     pub const FAULTY: Hop = Hop {
-        connections: 8,
+        connections: 12,
         latency: Duration::from_millis(1500),
-        slow: 0.01,
+        slow: 0.02,
         rcpt_4xx: 0.03,
         rcpt_5xx: 0.02,
         refused: 0.02,
@@ -50,8 +50,10 @@ impl Hop {
         lost_reply: 0.01,
     };
 
+    /// From the claim to MAIL; mostly at once, rarely so late that the claim is stale.
     pub fn pickup(&self, random: &mut fastrand::Rng) -> Duration {
-        self.wait(random)
+        let short = self.latency.mul_f64(random.f64());
+        if random.u8(..100) == 0 { short * 100 } else { short }
     }
 
     fn wait(&self, random: &mut fastrand::Rng) -> Duration {
@@ -59,7 +61,7 @@ impl Hop {
             return Duration::ZERO;
         }
         let long = self.latency.mul_f64(random.f64());
-        if random.f64() < self.slow { long * 100 } else { long }
+        if random.f64() < self.slow { long * 400 } else { long }
     }
 
     /// What will become of the item that MAIL was said for at `now`.

@@ -22,7 +22,8 @@ use mailramp::spool::body::NewBody;
 use mailramp::spool::ledger::LaneLedger;
 use mailramp::spool::memory::MemoryStore;
 use mailramp::spool::{
-    Accept, Ask, Batch, Chore, Claim, Claimed, Done, Fate, Gate, Grant, Part, Settle, Spool, State, Store, Touched,
+    Accept, Ask, Batch, Chore, Claim, Claimed, Done, Fate, Gate, Grant, Item, Part, Settle, Spool, State, Store,
+    Touched,
 };
 
 use checks::{Balance, Book, Left};
@@ -34,6 +35,8 @@ pub const HOUR: Duration = Duration::from_secs(3600);
 const CLAIM_MOST: usize = 64;
 const CHORE_MOST: usize = 256;
 const CLAIM_FRESH: Duration = Duration::from_secs(60);
+/// As the gate's.
+const CONNECTION_GRACE: Duration = Duration::from_secs(60);
 /// As the committer's.
 const ACCEPT_MOST: usize = 1024;
 /// Batches at one moment; more would be a dispatcher that spins.
@@ -95,6 +98,9 @@ pub struct World {
     last_id: u64,
     last_recipient: u64,
     crash_at: Timestamp,
+    /// Tokens of today that went down with a crash.
+    lost_today: u64,
+    streams: Vec<StreamRules>,
     body: NewBody,
     /// What happened, for the tests.
     pub now: Timestamp,
@@ -114,7 +120,7 @@ impl World {
         let calendar: Calendar = rules.calendar.clone();
         let start = calendar.span(rules.start.expect("a ramp has a start")).starts;
         let left = Left::new(rules.clone());
-        let gate = WarmupGate::new(Some(rules), calendar, streams);
+        let gate = WarmupGate::new(Some(rules), calendar, streams.clone());
         let (spool, _) = Spool::open(MemoryStore::new(), start).expect("memory opens");
         let retry = RetrySchedule::default();
         let max_age = HOUR * 24 * 5;
@@ -135,6 +141,8 @@ impl World {
             last_id: 0,
             last_recipient: 0,
             crash_at: Timestamp::NEVER,
+            lost_today: 0,
+            streams,
             body: NewBody::small(Bytes::from_static(b"Subject: simulated\r\n\r\nHello.\r\n")),
             now: start,
             outcomes: Vec::new(),
@@ -159,7 +167,7 @@ impl World {
         self.nobody_sleeps_in_vain();
         while let Some(now) = self.next_moment(day) {
             self.now = now;
-            if now >= self.crash_at {
+            if now >= self.crash_at && self.is_worth_a_crash() {
                 self.crash();
             }
             self.moment();
@@ -168,6 +176,8 @@ impl World {
         self.outcomes.last_mut().expect("just pushed").limit = limit;
         self.balance.recount(self.spool.as_mut().expect("there is a spool").store());
         self.left.day_ends();
+        self.nobody_waits_too_long();
+        self.refunds_came_back(day);
     }
 
     /// The day `number` of the ramp, from 0.
@@ -201,7 +211,8 @@ impl World {
             "nothing is left to do at {:?}, yet it wakes at {wake:?}",
             self.now
         );
-        let next = [event, arrival, wake, Some(self.crash_at)].into_iter().flatten().min()?;
+        let crash = Some(self.crash_at).filter(|at| *at > self.now);
+        let next = [event, arrival, wake, crash].into_iter().flatten().min()?;
         (next < day.ends).then_some(next.max(self.now))
     }
 
@@ -398,11 +409,42 @@ impl World {
         }
     }
 
+    /// Whoever found no token in time, and was never on the wire with its final dot, has gone to the legacy server.
+    fn nobody_waits_too_long(&mut self) {
+        let (now, streams) = (self.now, self.streams.clone());
+        let on_new = |item: &&Item| item.queue.route() == Route::New && item.state.is_waiting() && !item.maybe;
+        for item in self.spool_mut().store().items().filter(on_new) {
+            let Some(wait) = streams[usize::from(item.stream.0)].overflow().max_wait() else { continue };
+            let deadline = item.accepted.after(wait.max(CONNECTION_GRACE));
+            assert!(deadline > now, "should have gone to the legacy server at {deadline:?}: {item:?}, now {now:?}");
+        }
+    }
+
+    /// What was definitely not accepted is free again: hardly more is used up than has left.
+    fn refunds_came_back(&mut self, day: DaySpan) {
+        let (lane, new) = (self.total(), self.outcomes.last().expect("a day has begun").new);
+        if lane.today.day == day.day {
+            let explained = new + lane.outstanding() + self.lost_today;
+            // Final dots of last night whose answers came today count for both days.
+            let used = lane.today.reserved;
+            assert!(used <= explained + new / 50 + 20, "{used} are used up, {explained} left or are on their way");
+        }
+        self.lost_today = 0;
+    }
+
     fn plan_crash(&mut self) {
         if self.crashes_per_day > 0.0 && self.crash_at == Timestamp::NEVER {
             let seconds = -(1.0 - self.random.f64()).ln() * 86_400.0 / self.crashes_per_day;
-            self.crash_at = self.now.after(Duration::from_secs_f64(seconds));
+            // Who dies once may soon die again.
+            let soon = self.crashes > 0 && self.random.u8(..5) < 2;
+            self.crash_at = self.now.after(Duration::from_secs_f64(if soon { seconds / 200.0 } else { seconds }));
         }
+    }
+
+    /// Something is on its way, or has not been for an hour.
+    fn is_worth_a_crash(&self) -> bool {
+        let flies = |event: &Event| !matches!(event, Event::Down(..) | Event::Back);
+        self.events.values().any(flies) || self.now.since(self.crash_at) > HOUR
     }
 
     /// The process dies, sometimes in the middle of a transaction, and comes back after a while.
@@ -425,6 +467,7 @@ impl World {
         self.nothing_more_is_heard();
         self.events.retain(|_, event| matches!(event, Event::Down(..)));
         self.expired.clear();
+        self.lost_today += self.total().outstanding();
         let down = if self.random.u8(..8) == 0 { HOUR * self.random.u32(1..30) } else { Duration::from_secs(2) };
         self.now = self.now.after(down);
         let store = self.spool.take().expect("there is a spool").into_store().crash();
