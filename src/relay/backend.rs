@@ -266,7 +266,7 @@ fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> O
             .and_then(|_| view.wake(now))
             .map(|w| w.at)
             .filter(|at| *at < span.ends),
-        pace_per_hour: view.pace.map(|pace| pace.hour_cap()),
+        pace_per_hour: view.pace.filter(|_| limit != Some(0)).map(|pace| pace.hour_cap()),
         day_ends: span.ends,
         zone,
     })

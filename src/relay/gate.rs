@@ -13,7 +13,8 @@ use crate::spool::ledger::LaneLedger;
 use crate::spool::{Admission, Ask, Gate, Grant, Ledger, Turn};
 
 /// Mail that found its token at once but no connection: how long it may look for one before the legacy server takes it.
-const CONNECTION_GRACE: Duration = Duration::from_secs(60);
+/// Longer waits are kept to the second.
+const CONNECTION_GRACE: Duration = Duration::from_secs(10);
 /// Days nobody saw that are turned one by one; older ones are out of every memory.
 const GAP_DAYS: i32 = 40;
 /// Stages looked at for the number of days to the target.
