@@ -3,6 +3,7 @@
 //! Everything that decides takes `now` as an argument. A manual clock lets a test live through sixty days; a fast
 //! clock lets the demonstration squeeze a day into seconds.
 
+use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -81,6 +82,37 @@ impl Clock for FastClock {
     }
 }
 
+/// Never goes back: while the clock behind it is behind what it has shown, it stands still.
+///
+/// Spool, delivery and front door share one, or each would wait for a different time to come.
+pub struct MonotoneClock {
+    inner: Arc<dyn Clock>,
+    latest: AtomicI64,
+}
+
+impl MonotoneClock {
+    /// Shows what `inner` shows, from now on.
+    pub fn new(inner: Arc<dyn Clock>) -> Self {
+        let latest = AtomicI64::new(inner.now().0);
+        MonotoneClock { inner, latest }
+    }
+}
+
+impl Clock for MonotoneClock {
+    fn now(&self) -> Timestamp {
+        let now = self.inner.now();
+        Timestamp(self.latest.fetch_max(now.0, Ordering::SeqCst).max(now.0))
+    }
+
+    fn real_time_until(&self, then: Timestamp) -> Duration {
+        self.inner.real_time_until(then)
+    }
+
+    fn real_time_since(&self, earlier: Timestamp) -> Duration {
+        self.inner.real_time_since(earlier)
+    }
+}
+
 /// A clock that a test moves by hand.
 #[derive(Debug, Default)]
 pub struct ManualClock(AtomicI64);
@@ -115,6 +147,16 @@ mod tests {
         let wait = clock.real_time_until(clock.now().after(Duration::from_secs(3600)));
         assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
         assert!(clock.now() >= Timestamp::from_seconds(1_000_000));
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_stands_still_until_it_has_caught_up() {
+        let hand = Arc::new(ManualClock::at(Timestamp(100)));
+        let clock = MonotoneClock::new(hand.clone());
+        for (set, shown) in [(90, 100), (100, 100), (101, 101), (50, 101)] {
+            hand.set(Timestamp(set));
+            assert_eq!(clock.now(), Timestamp(shown), "set to {set}");
+        }
     }
 
     #[test]

@@ -267,9 +267,9 @@ impl Dispatcher {
     }
 
     fn sleep_until(&self, schedule: &Schedule) -> Duration {
-        // A line that waits for a connection is woken by it, or by the time of the next probe.
+        // A line that is due and waits for a connection is woken by it, or by the time of the next probe.
         let served = |queue: Queue| self.pool(queue.route()).is_some_and(|pool| pool.ready() > 0);
-        let by_clock = schedule.wake_at(served).map(|at| self.clock.real_time_until(at));
+        let by_clock = schedule.wake_at(self.clock.now(), served).map(|at| self.clock.real_time_until(at));
         let by_probe = Route::ALL.into_iter().filter_map(|r| self.pool(r)?.probe_in()).min();
         [by_clock, by_probe]
             .into_iter()
@@ -292,12 +292,17 @@ impl Dispatcher {
     /// The life of one connection.
     async fn connection(self: Arc<Self>, route: Route) {
         let state = self.route(route).expect("only configured routes open connections");
-        match Connection::open(&state.plan.target).await {
+        let opened = tokio::select! {
+            opened = Connection::open(&state.plan.target) => opened,
+            () = self.stopping.cancelled() => return state.pool.not_opened(),
+        };
+        match opened {
             Ok(connection) => {
                 if state.pool.reached() {
                     tracing::warn!(event = "upstream.up", route = route.name());
                 }
                 self.work(route, state, connection).await;
+                state.pool.closed();
             }
             Err(error) => {
                 let text = error.to_string();
@@ -305,9 +310,9 @@ impl Dispatcher {
                     tracing::error!(event = "upstream.down", route = route.name(), reason = %text);
                 }
                 self.count_reply(route, &error.cause);
+                state.pool.not_opened();
             }
         }
-        state.pool.closed();
         self.wake.notify_one();
     }
 
@@ -371,6 +376,12 @@ impl Dispatcher {
         let took = began.elapsed();
         let remote = connection.peer().host.clone();
         self.tell(route, &transaction, &report, took, &remote, item.attempts + 1);
+        if let (Some((_, Cause::Reply(reply))), Some(pool)) = (&report.ended_by, self.pool(route))
+            && reply.code == 421
+        {
+            // Those it said nothing about are due at once; they must not come back at once.
+            pool.pause();
+        }
         let now = self.clock.now();
         let rejected = report.verdicts.iter().any(|v| matches!(v, Verdict::Rejected { .. } | Verdict::Deferred { .. }));
         let header = if rejected { read_header(transaction.body).await } else { Bytes::new() };
@@ -588,6 +599,10 @@ impl Outlet for Dispatcher {
     fn committed(&self, done: &Done, took: Duration) {
         self.metrics.spool_sync_duration_seconds.observe(took.as_secs_f64());
         self.metrics.warmup_overrun_recipients.inc_by(done.overrun_recipients);
+        for id in &done.quarantined {
+            self.metrics.spool_errors.inc();
+            tracing::error!(event = "spool.damaged", id = %id, "unreadable envelope: put aside, not sent");
+        }
         for (before, after) in &done.days {
             let outcome = match before {
                 Some(before) if after.stage > before.stage => DayOutcome::Advanced,

@@ -28,7 +28,7 @@ pub struct SpoolIntake {
     pub clock: Arc<dyn Clock>,
     /// Numbers.
     pub metrics: Arc<Metrics>,
-    /// Room on the disk, asked only while the last commit found none.
+    /// Room on the disk, asked at each MAIL.
     pub watermark: Watermark,
 }
 
@@ -48,12 +48,7 @@ impl Intake for SpoolIntake {
     type Body = SpoolBody;
 
     fn ready(&self) -> Result<(), Refusal> {
-        if self.spool.is_full()
-            && let Err(error) = self.watermark.check(0)
-        {
-            return Err(disk_refused(&error, &self.metrics));
-        }
-        Ok(())
+        self.watermark.check(self.spool.queued_bytes()).map_err(|error| disk_refused(&error, &self.metrics))
     }
 
     fn new_id(&self) -> QueueId {

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, ListenerProbe, ProbeDepth};
-use crate::clock::Clock;
+use crate::clock::{Clock, MonotoneClock};
 use crate::config::{self, CurveName, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
@@ -39,6 +39,10 @@ use intake::{DoorCounter, SpoolIntake, admits_loopback};
 
 /// Name of the stream of mail that matches no other.
 const DEFAULT_STREAM: &str = "default";
+/// Transactions under way when the last session has ended get at least this long, if the grace time is not shorter.
+const TRANSACTIONS_GRACE: Duration = Duration::from_secs(5);
+/// Descriptors beside those of connections: database, segments, large bodies, listeners, the log.
+const DESCRIPTORS_BESIDE: u64 = 200;
 /// A start date nobody set: the first day the relay runs is the first of the ramp, since a lane begins at stage 0.
 const STARTED_ALREADY: Day = Day(i32::MIN);
 
@@ -101,6 +105,9 @@ struct Sockets {
 impl Relay {
     /// Starts everything. On `Err` nothing of it runs.
     pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
+        // One clock for all, and one that never goes back.
+        let clock: Arc<dyn Clock> = Arc::new(MonotoneClock::new(clock));
+        raise_descriptor_limit();
         let gate = Arc::new(warmup_gate(settings)?);
         let plan = plan(settings, &gate)?;
         let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
@@ -108,6 +115,7 @@ impl Relay {
         let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
         let store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
         let (spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        refuse_stranded(settings, spool.ledger())?;
         tracing::info!(
             event = "spool.opened",
             in_flight = recovered.in_flight,
@@ -129,8 +137,10 @@ impl Relay {
         while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.servers.join_next()).await {}
         self.servers.shutdown().await;
         self.no_more_claims.cancel();
-        // What does not end in time is found in flight by the next start, and marked so.
-        let _ = tokio::time::timeout_at(deadline, &mut self.dispatcher).await;
+        // A client that used up the grace time must not take it from the transactions under way: cut now, they would be
+        // sent twice. What does not end in time is found in flight by the next start, and marked so.
+        let least = tokio::time::Instant::now() + TRANSACTIONS_GRACE.min(self.grace);
+        let _ = tokio::time::timeout_at(deadline.max(least), &mut self.dispatcher).await;
         self.dispatcher.abort();
         self.no_more_questions.cancel();
         while let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(1), self.admin.join_next()).await {}
@@ -159,6 +169,46 @@ impl Sockets {
             .map_err(|e| StartError::DataDirectory(format!("the control socket cannot be made: {e}")))?;
         Ok(Sockets { smtp, http, control })
     }
+}
+
+/// Connections are descriptors, and the usual soft limit is lower than the connections we may hold.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+            tracing::warn!(event = "relay.descriptors", reason = %error, "the limit on open files stays as it is");
+        }
+    }
+}
+
+/// Clients we can serve at once without running out of descriptors for the mail itself.
+fn most_connections(settings: &Settings) -> usize {
+    let wanted = settings.smtp.limits.connections;
+    let upstream = settings.new.connections + settings.legacy.as_ref().map_or(0, |legacy| legacy.connections);
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = descriptors.saturating_sub(DESCRIPTORS_BESIDE + upstream as u64).max(1);
+    if wanted > room {
+        tracing::warn!(
+            event = "relay.descriptors",
+            limit = room,
+            "fewer connections than smtp.limits.connections: the limit on open files is too low"
+        );
+    }
+    usize::try_from(wanted.min(room)).unwrap_or(usize::MAX)
+}
+
+/// Mail that waits for a legacy server that the settings no longer know would wait for ever.
+fn refuse_stranded(settings: &Settings, ledger: &Ledger) -> Result<(), StartError> {
+    let stranded: u64 =
+        ledger.totals().filter(|(q, _, state, _)| *q == Queue::Legacy && state.is_waiting()).map(|t| t.3.items).sum();
+    if settings.legacy.is_none() && stranded > 0 {
+        return Err(StartError::Settings(format!(
+            "{stranded} queued messages wait for the legacy server, and there is no [legacy] any more; put it back until \
+             `mailramp queue list` shows none of them"
+        )));
+    }
+    Ok(())
 }
 
 fn cannot_listen(address: SocketAddr, error: &io::Error) -> StartError {
@@ -271,7 +321,7 @@ fn serve(
     stopping: &CancellationToken,
 ) -> JoinSet<io::Result<()>> {
     let limits = &settings.smtp.limits;
-    let counts = Arc::new(ConnectionCounts::new(limits.connections as usize, limits.per_ip as usize));
+    let counts = Arc::new(ConnectionCounts::new(most_connections(settings), limits.per_ip as usize));
     let mut servers = JoinSet::new();
     for (server, _, index) in sockets {
         let session = Arc::new(session_settings(settings, &settings.listeners[index]));

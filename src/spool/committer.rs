@@ -6,7 +6,7 @@
 //! it: what is on disk is then unknown, and only a start finds out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,7 @@ enum Operation {
 pub struct SpoolHandle {
     operations: mpsc::Sender<Operation>,
     full: Arc<AtomicBool>,
+    queued_bytes: Arc<AtomicU64>,
 }
 
 impl SpoolHandle {
@@ -111,6 +112,11 @@ impl SpoolHandle {
         self.full.load(Ordering::Relaxed)
     }
 
+    /// Octets of body in the queue as of the last commit.
+    pub fn queued_bytes(&self) -> u64 {
+        self.queued_bytes.load(Ordering::Relaxed)
+    }
+
     async fn ask<R>(
         &self,
         operation: impl FnOnce(oneshot::Sender<Result<R, SpoolError>>) -> Operation,
@@ -148,9 +154,10 @@ pub fn start<S: Store + 'static>(
 ) -> std::io::Result<(SpoolHandle, Committer)> {
     let (operations, inbox) = mpsc::channel(CHANNEL);
     let full = Arc::new(AtomicBool::new(false));
-    let handle = SpoolHandle { operations, full: full.clone() };
+    let queued_bytes = Arc::new(AtomicU64::new(spool.ledger().queued_bytes()));
+    let handle = SpoolHandle { operations, full: full.clone(), queued_bytes: queued_bytes.clone() };
     let (alive, died) = oneshot::channel();
-    let worker = Worker { spool, gate, outlet, clock, full, unsettled: Vec::new() };
+    let worker = Worker { spool, gate, outlet, clock, full, queued_bytes, unsettled: Vec::new() };
     let thread = std::thread::Builder::new().name("committer".into()).spawn(move || {
         let result = worker.run(inbox);
         drop(alive);
@@ -165,6 +172,7 @@ struct Worker<S> {
     outlet: Arc<dyn Outlet>,
     clock: Arc<dyn Clock>,
     full: Arc<AtomicBool>,
+    queued_bytes: Arc<AtomicU64>,
     /// Outcomes that a full disk could not take. While there are any, nothing is claimed.
     unsettled: Vec<Settle>,
 }
@@ -225,7 +233,10 @@ impl<S: Store> Worker<S> {
     fn commit(&mut self, batch: Batch, waiting: Waiting) -> Result<(), SpoolError> {
         match self.apply(&batch) {
             Ok(done) => {
-                self.full.store(false, Ordering::Relaxed);
+                // Outcomes fit where new mail does not: only new mail that was taken says there is room.
+                if !batch.accepts.is_empty() {
+                    self.full.store(false, Ordering::Relaxed);
+                }
                 self.answer(done, waiting);
                 Ok(())
             }
@@ -278,6 +289,7 @@ impl<S: Store> Worker<S> {
     fn apply(&mut self, batch: &Batch) -> Result<Done, SpoolError> {
         let began = Instant::now();
         let done = self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())?;
+        self.queued_bytes.store(self.spool.ledger().queued_bytes(), Ordering::Relaxed);
         self.outlet.committed(&done, began.elapsed());
         Ok(done)
     }

@@ -59,8 +59,15 @@ pub(super) fn database(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> S
 pub(super) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> SpoolError {
     move |source| match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full(),
+        // Passes as a full disk does: nothing was written, and it may go better in a moment.
+        _ if source.raw_os_error().is_some_and(out_of_descriptors) => full(),
         _ => SpoolError::Io { doing, source },
     }
+}
+
+/// EMFILE and ENFILE.
+fn out_of_descriptors(code: i32) -> bool {
+    [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].iter().any(|errno| errno.raw_os_error() == code)
 }
 
 fn full() -> SpoolError {
@@ -97,7 +104,7 @@ pub(super) fn rows<T>(
     found.collect::<rusqlite::Result<_>>().map_err(database("reading a row"))
 }
 
-/// A stored item. One whose envelope cannot be read comes back without recipients, quarantined in all but name.
+/// A stored item. One whose envelope cannot be read comes back without recipients; the engine puts it aside.
 pub(super) fn read_item(row: &SqlRow<'_>) -> rusqlite::Result<Item> {
     let damaged = |column, what: &'static str| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Integer, what.into())
@@ -126,7 +133,7 @@ pub(super) fn read_item(row: &SqlRow<'_>) -> rusqlite::Result<Item> {
             Some(slot) => Some(Reservation { slot: Slot(slot), day: Day(row.get(16)?), recipients: row.get(17)? }),
             None => None,
         },
-        envelope: envelope.ok_or_else(|| damaged(18, "unreadable envelope"))?,
+        envelope: envelope.unwrap_or_else(Envelope::unreadable),
         last_reply: row.get(19)?,
     })
 }

@@ -65,7 +65,12 @@ impl<S: Store> Spool<S> {
                 (item.maybe, item.reason) = (true, Reason::Pinned);
                 item.deadline = None;
                 item.due = now;
-                spool.replace(&old, &item)?;
+                if item.envelope.recipients.is_empty() {
+                    spool.put_aside_unreadable(&old)?;
+                    recovered.damaged += 1;
+                } else {
+                    spool.replace(&old, &item)?;
+                }
             }
             if done {
                 for body in spool.store.damaged() {
@@ -339,6 +344,11 @@ impl<S: Store> Spool<S> {
     }
 
     fn claim_item(&mut self, old: Item, work: &mut Work<'_>) -> Result<Claiming, SpoolError> {
+        if old.envelope.recipients.is_empty() {
+            self.put_aside_unreadable(&old)?;
+            work.done.quarantined.push(old.message);
+            return Ok(Claiming::Damaged);
+        }
         let ask = Ask { lane: old.lane, stream: old.stream, recipients: old.recipients() };
         let mut item = old.clone();
         if let Queue::New(_) = old.queue {
@@ -536,6 +546,11 @@ impl<S: Store> Spool<S> {
     fn take_expired(&mut self, most: usize, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
         let mut answer = ChoreAnswer::default();
         for old in self.store.expired(false, work.now, most)? {
+            if old.envelope.recipients.is_empty() {
+                self.put_aside_unreadable(&old)?;
+                work.done.quarantined.push(old.message);
+                continue;
+            }
             let mut item = old.clone();
             item.state = State::InFlight;
             self.replace(&old, &item)?;
@@ -589,6 +604,15 @@ impl<S: Store> Spool<S> {
         }
         answer.next = self.store.expired(true, Timestamp::NEVER, 1)?.first().and_then(|i| i.expires);
         Ok(answer)
+    }
+
+    /// An item whose envelope could not be read has nobody to go to: put aside, and the rest goes on. Only its state is
+    /// written: the octets that cannot be read stay as they are.
+    fn put_aside_unreadable(&mut self, old: &Item) -> Result<(), SpoolError> {
+        self.store.set_state(old.id, State::Quarantined)?;
+        self.ledger.leave(old);
+        self.ledger.enter(&Item { state: State::Quarantined, ..old.clone() });
+        Ok(())
     }
 
     // --- helpers ------------------------------------------------------------------------------------------------

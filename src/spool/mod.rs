@@ -371,6 +371,8 @@ pub struct Done {
     pub wake: Option<Timestamp>,
     /// The total at each change of day, oldest first: what it was, and what it is now.
     pub days: Vec<(Option<LaneRecord>, LaneRecord)>,
+    /// Messages of items that were put aside, since their envelope cannot be read.
+    pub quarantined: Vec<QueueId>,
     /// Recipients that the new server acknowledged beyond the day's limit. Counted from acknowledgements, not from the
     /// reservations that keep it from happening.
     pub overrun_recipients: u64,
@@ -400,6 +402,8 @@ pub trait Store: Send {
     fn insert(&mut self, item: &Item) -> Result<(), SpoolError>;
     /// Replaces the item of that id.
     fn update(&mut self, item: &Item) -> Result<(), SpoolError>;
+    /// Changes the state of an item and nothing else.
+    fn set_state(&mut self, id: ItemId, state: State) -> Result<(), SpoolError>;
     /// One item.
     fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError>;
     /// Removes the item.

@@ -164,7 +164,14 @@ impl SqliteStore {
             #[cfg(test)]
             seen: Default::default(),
         };
-        store.mend(&on_disk)?;
+        match store.mend(&on_disk) {
+            // Killed on a full disk: what frees room is delivery, and that needs a start.
+            Err(SpoolError::Full { .. }) if store.ballast.free() => {
+                store.rollback()?;
+                store.mend(&on_disk)?;
+            }
+            result => result?,
+        }
         Ok(store)
     }
 
@@ -541,6 +548,10 @@ impl Store for SqliteStore {
 
     fn update(&mut self, item: &Item) -> Result<(), SpoolError> {
         self.write_item("REPLACE", item)
+    }
+
+    fn set_state(&mut self, id: ItemId, state: State) -> Result<(), SpoolError> {
+        self.execute("UPDATE item SET state = ?2 WHERE id = ?1", params![id.0, state.code()]).map(drop)
     }
 
     fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError> {

@@ -205,7 +205,7 @@ impl World {
     fn next_moment(&self, day: DaySpan) -> Option<Timestamp> {
         let event = self.events.first_key_value().map(|((at, _), _)| *at);
         let arrival = self.arrivals.front().map(|arrival| arrival.at);
-        let wake = self.schedule.wake_at(|queue| self.pools.ready(queue.route()) > 0);
+        let wake = self.schedule.wake_at(self.now, |queue| self.pools.ready(queue.route()) > 0);
         assert!(
             wake.is_none_or(|at| at > self.now),
             "nothing is left to do at {:?}, yet it wakes at {wake:?}",
@@ -403,7 +403,7 @@ impl World {
                 granted => panic!(
                     "at {now:?} mail of {stream:?} is due since {due:?} and could go: {granted:?}; the schedule looks \
                      again at {:?}",
-                    self.schedule.wake_at(|q| q == queue)
+                    self.schedule.wake_at(now, |q| q == queue)
                 ),
             }
         }

@@ -247,6 +247,10 @@ impl<S: Store> Store for Faulty<S> {
         self.step()?;
         self.inner.update(item)
     }
+    fn set_state(&mut self, id: ItemId, state: State) -> Result<(), SpoolError> {
+        self.step()?;
+        self.inner.set_state(id, state)
+    }
     fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError> {
         self.step()?;
         self.inner.get(id)
