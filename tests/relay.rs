@@ -479,6 +479,28 @@ async fn a_failed_start_holds_neither_port_nor_lock() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_for_a_legacy_server_that_is_gone_from_the_settings_stops_the_start_with_words() {
+    let new = Script::new().start().await;
+    let (_port, nobody) = Scripted::reserve();
+    let folder = tempfile::tempdir().unwrap();
+    let with = Settings::new(folder.path(), new.address, Some(nobody)).limit(1, "policy = \"legacy\"");
+    let relay = start(&with, folder.path(), Arc::new(SystemClock)).await.expect("starts");
+    let bench = Bench { relay: Some(relay), _folder: tempfile::tempdir().unwrap() };
+    bench.send(SENDER, &["first@example.net"], BODY);
+    bench.send(SENDER, &["second@example.net"], BODY);
+    assert_eq!(bench.row(ItemState::Ready).await.route.as_deref(), Some("legacy"));
+    bench.stop().await;
+    let without = Settings::new(folder.path(), new.address, None);
+    match start(&without, folder.path(), Arc::new(SystemClock)).await {
+        Err(StartError::Settings(text)) => assert!(text.contains("1 queued messages wait for the legacy"), "{text}"),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("started, and the mail would wait for ever"),
+    }
+    let relay = start(&with, folder.path(), Arc::new(SystemClock)).await.expect("starts with it again");
+    tokio::time::timeout(PATIENCE, relay.stop()).await.expect("in time").expect("in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_does_not_wait_for_a_next_hop_that_hangs_and_the_item_is_there_after_the_restart() {
     // The first message is taken, its answer never comes.
     let new = Script::new().at(Step::Dot, 1, Act::Hang).start().await;

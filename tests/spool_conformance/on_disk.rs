@@ -237,6 +237,25 @@ fn a_power_cut_puts_aside_what_it_tore_and_nothing_else() {
 }
 
 #[test]
+fn an_envelope_that_cannot_be_read_is_put_aside_alone_and_its_octets_are_left_as_they_are() {
+    let mut bench = bench();
+    accept_sized(&mut bench, &[10, 10, 10]);
+    let other = rusqlite::Connection::open(bench.backend.path().join("spool.db")).unwrap();
+    other.execute("UPDATE item SET envelope = x'09' WHERE message = 2", []).unwrap();
+    let claimed = bench.claim(10);
+    assert_eq!(claimed.iter().map(|c| c.item.message.0).collect::<Vec<_>>(), [1, 3]);
+    let aside = bench.items().into_iter().find(|i| i.message == QueueId(2)).unwrap();
+    assert_eq!(aside.state, State::Quarantined);
+    let stored: Vec<u8> = other.query_row("SELECT envelope FROM item WHERE message = 2", [], |row| row.get(0)).unwrap();
+    assert_eq!(stored, [9], "whoever can mend it still finds it");
+    // The same while it is in flight at a crash: the start goes on without it.
+    other.execute("UPDATE item SET envelope = x'09' WHERE message = 3", []).unwrap();
+    bench.crash();
+    assert_eq!(bench.recovered, Recovered { in_flight: 2, damaged: 1 });
+    assert_eq!(bench.claim(10).iter().map(|c| c.item.message.0).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
 fn a_segment_that_is_missing_puts_its_items_aside_and_the_rest_opens() {
     let mut bench = bench();
     accept_sized(&mut bench, &[9000, 10]);
