@@ -69,11 +69,11 @@ pub struct Outcome {
 
 enum Event {
     /// A connection begins with what it was handed.
-    Mail(Claimed),
+    Mail(Box<Claimed>),
     /// The final dot leaves: the octets are gone, whatever is said about them.
-    Dot(Flight),
+    Dot(Box<Flight>),
     /// The answer, or the loss of it.
-    Answer(Flight),
+    Answer(Box<Flight>),
     /// A next hop cannot be reached for a while.
     Down(Route, Duration),
     /// And now it can again.
@@ -251,13 +251,13 @@ impl World {
         }
         while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= self.now) {
             match entry.remove() {
-                Event::Mail(claimed) => self.mail(claimed, &mut batch),
+                Event::Mail(claimed) => self.mail(*claimed, &mut batch),
                 Event::Dot(flight) => self.dot(flight),
                 Event::Answer(flight) => {
                     self.pools.give_back_one(flight.route());
                     let fresh = self.fresh();
                     self.book.answered(&flight);
-                    let Flight { claimed, verdicts, .. } = flight;
+                    let Flight { claimed, verdicts, .. } = *flight;
                     let ended = Ended { item: claimed.item, verdicts: &verdicts, remote: None, header: b"" };
                     batch.settles.push(self.settle.settle(ended, self.now, &mut self.random, fresh));
                 }
@@ -282,14 +282,14 @@ impl World {
             batch.settles.push(Settle { item, fates, reply, expires: Timestamp::NEVER, report: None });
             return;
         }
-        let flight = self.hops[route as usize].fly(claimed, self.now, &mut self.random);
+        let flight = Box::new(self.hops[route as usize].fly(claimed, self.now, &mut self.random));
         match flight.dot_at {
             Some(at) => self.push(at, Event::Dot(flight)),
             None => self.push(flight.answer_at, Event::Answer(flight)),
         }
     }
 
-    fn dot(&mut self, flight: Flight) {
+    fn dot(&mut self, flight: Box<Flight>) {
         if flight.route() == Route::New {
             let recipients = flight.left();
             self.left.left(self.now, recipients);
@@ -357,7 +357,7 @@ impl World {
                 self.left.reserved(self.now, reservation.recipients);
             }
             let pickup = self.hops[claimed.item.queue.route() as usize].pickup(&mut self.random);
-            self.push(self.now.after(pickup), Event::Mail(claimed));
+            self.push(self.now.after(pickup), Event::Mail(Box::new(claimed)));
         }
         self.expired.extend(done.expired);
         self.balance.check(self.spool.as_ref().expect("just used").ledger(), self.now);
