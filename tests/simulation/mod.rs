@@ -7,6 +7,8 @@
 
 pub mod checks;
 pub mod hop;
+mod idle;
+mod restart;
 pub mod traffic;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,10 +23,7 @@ use mailramp::relay::gate::WarmupGate;
 use mailramp::spool::body::NewBody;
 use mailramp::spool::ledger::LaneLedger;
 use mailramp::spool::memory::MemoryStore;
-use mailramp::spool::{
-    Accept, Ask, Batch, Chore, Claim, Claimed, Done, Fate, Gate, Grant, Item, Part, Settle, Spool, State, Store,
-    Touched,
-};
+use mailramp::spool::{Accept, Batch, Chore, Claim, Claimed, Done, Fate, Part, Settle, Spool};
 
 use checks::{Balance, Book, Left};
 use hop::{Flight, Hop, Pools};
@@ -237,7 +236,7 @@ impl World {
         }
         // A line that was forgotten stays so; there is no need to look at every moment.
         self.moments += 1;
-        if wrote && self.moments % LOOKED_AT == 0 {
+        if wrote && self.moments.is_multiple_of(LOOKED_AT) {
             self.nobody_sleeps_in_vain();
         }
     }
@@ -381,114 +380,6 @@ impl World {
         if let [moved, _, dropped] = &done.chores[..] {
             today.legacy_late += moved.recipients;
             self.balance.dropped(dropped.recipients);
-        }
-    }
-
-    /// While a connection stands ready and the gate would let something go, nothing that is due may be left lying.
-    fn nobody_sleeps_in_vain(&mut self) {
-        if self.pools.ready(Route::New) == 0 {
-            return;
-        }
-        let queue = Queue::New(LaneId::TOTAL);
-        for stream in self.gate.order() {
-            let now = self.now;
-            let due = self.spool_mut().store().next_due(queue, stream).expect("memory answers");
-            if due.is_none_or(|due| due > now) {
-                continue;
-            }
-            let ask = Ask { lane: LaneId::TOTAL, stream, recipients: 1 };
-            match self.gate.grant(self.spool().ledger(), ask, now) {
-                Grant::None { stream_only: true, .. } => {}
-                Grant::None { .. } => return,
-                granted => panic!(
-                    "at {now:?} mail of {stream:?} is due since {due:?} and could go: {granted:?}; the schedule looks \
-                     again at {:?}",
-                    self.schedule.wake_at(|q| q == queue)
-                ),
-            }
-        }
-    }
-
-    /// Whoever found no token in time, and was never on the wire with its final dot, has gone to the legacy server.
-    fn nobody_waits_too_long(&mut self) {
-        let (now, streams) = (self.now, self.streams.clone());
-        let on_new = |item: &&Item| item.queue.route() == Route::New && item.state.is_waiting() && !item.maybe;
-        for item in self.spool_mut().store().items().filter(on_new) {
-            let Some(wait) = streams[usize::from(item.stream.0)].overflow().max_wait() else { continue };
-            let deadline = item.accepted.after(wait.max(CONNECTION_GRACE));
-            assert!(deadline > now, "should have gone to the legacy server at {deadline:?}: {item:?}, now {now:?}");
-        }
-    }
-
-    /// What was definitely not accepted is free again: hardly more is used up than has left.
-    fn refunds_came_back(&mut self, day: DaySpan) {
-        let (lane, new) = (self.total(), self.outcomes.last().expect("a day has begun").new);
-        if lane.today.day == day.day {
-            let explained = new + lane.outstanding() + self.lost_today;
-            // Final dots of last night whose answers came today count for both days.
-            let used = lane.today.reserved;
-            assert!(used <= explained + new / 50 + 20, "{used} are used up, {explained} left or are on their way");
-        }
-        self.lost_today = 0;
-    }
-
-    fn plan_crash(&mut self) {
-        if self.crashes_per_day > 0.0 && self.crash_at == Timestamp::NEVER {
-            let seconds = -(1.0 - self.random.f64()).ln() * 86_400.0 / self.crashes_per_day;
-            // Who dies once may soon die again.
-            let soon = self.crashes > 0 && self.random.u8(..5) < 2;
-            self.crash_at = self.now.after(Duration::from_secs_f64(if soon { seconds / 200.0 } else { seconds }));
-        }
-    }
-
-    /// Something is on its way, or has not been for an hour.
-    fn is_worth_a_crash(&self) -> bool {
-        let flies = |event: &Event| !matches!(event, Event::Down(..) | Event::Back);
-        self.events.values().any(flies) || self.now.since(self.crash_at) > HOUR
-    }
-
-    /// The process dies, sometimes in the middle of a transaction, and comes back after a while.
-    fn crash(&mut self) {
-        self.crashes += 1;
-        self.nothing_more_is_heard();
-        if self.random.bool() {
-            let mut batch = self.answers();
-            let waiting = self.arrivals.clone();
-            self.take_arrivals(&mut batch);
-            self.claims(&mut batch);
-            let spool = self.spool.as_mut().expect("there is a spool");
-            spool.store().fail_commits(1);
-            let lost = spool.apply(&batch, &self.gate, &self.pools, self.now);
-            assert!(lost.is_err(), "the commit was to fail");
-            // Nobody was told 250: the application comes again.
-            self.arrivals = waiting;
-        }
-        let in_flight = self.spool().ledger().total_of(State::InFlight).items as usize;
-        self.nothing_more_is_heard();
-        self.events.retain(|_, event| matches!(event, Event::Down(..)));
-        self.expired.clear();
-        self.lost_today += self.total().outstanding();
-        let down = if self.random.u8(..8) == 0 { HOUR * self.random.u32(1..30) } else { Duration::from_secs(2) };
-        self.now = self.now.after(down);
-        let store = self.spool.take().expect("there is a spool").into_store().crash();
-        let (spool, recovered) = Spool::open(store, self.now).expect("memory opens");
-        assert_eq!(recovered.in_flight, in_flight);
-        self.pools = Pools::new([self.hops[0].connections, self.hops[1].connections]);
-        self.schedule = Schedule::new(self.gate.order());
-        let lines = spool.ledger().totals().filter(|(_, _, state, _)| state.is_waiting());
-        let lines: Vec<_> = lines.map(|(queue, stream, ..)| Touched { queue, stream, due: Timestamp(0) }).collect();
-        self.schedule.touched(lines, Some(Timestamp(0)));
-        self.spool = Some(spool);
-        self.crash_at = Timestamp::NEVER;
-        self.plan_crash();
-    }
-
-    /// Of what left and was not written down as answered.
-    fn nothing_more_is_heard(&mut self) {
-        for event in self.events.values() {
-            if let Event::Answer(flight) = event {
-                self.book.unanswered(flight);
-            }
         }
     }
 
