@@ -19,7 +19,7 @@
 //! `smtp::Intake`, so it does not know the spool. [`relay`] is the one place that joins the concrete pieces, for the
 //! commands in [`cli`] and for the tests. `tests/layering.rs` checks the directions.
 //!
-//! # Promises (the full list with reasons is `DESIGN.md`'s; each has tests that fail without it)
+//! # Promises (each has tests that fail without it; how they are kept is in `docs/architecture.md`)
 //!
 //! 1. Accepted means on disk: 250 after the final dot only when the message is synced.
 //! 2. The limit holds: a token is reserved durably before the first byte, given back only on a definite refusal.

@@ -91,6 +91,12 @@ pub fn init(format: Format, level: Level, addresses: Addresses) -> bool {
     subscriber.try_init().is_ok()
 }
 
+/// Like [`init`], into a file: as logfmt, for a command that has the terminal for itself.
+pub fn init_file(file: std::fs::File, level: Level, addresses: Addresses) -> bool {
+    let _ = ADDRESSES.set(addresses);
+    subscriber(Lines::new(Format::Logfmt, false, false), level, std::sync::Mutex::new(file)).try_init().is_ok()
+}
+
 fn subscriber<W>(lines: Lines, level: Level, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,

@@ -256,6 +256,13 @@ pub struct Envelope {
     pub recipients: Vec<Recipient>,
 }
 
+impl Envelope {
+    /// Stands for one that was stored and cannot be read back: nobody to send to, nobody to tell.
+    pub fn unreadable() -> Envelope {
+        Envelope { reverse_path: Bytes::new(), parameters: Bytes::new(), recipients: Vec::new() }
+    }
+}
+
 /// What one lane remembers of one day. Recipients throughout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DayRecord {

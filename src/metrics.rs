@@ -106,7 +106,7 @@ pub struct Metrics {
     pub queue_wait_seconds: By<Route, Histogram>,
     pub queue_expired: IntCounter,
 
-    pub warmup_days: By<DayOutcome, IntCounter>,
+    pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
     pub warmup_overrun_recipients: IntCounter,
 
     pub spool_sync_duration_seconds: Histogram,
@@ -184,7 +184,11 @@ impl Metrics {
             "Final replies of the next hops, per recipient or connection.",
             &["route", "class", "category"],
         )?;
-        let days = make.counters("warmup_days_total", "Day boundaries by what they did to the stage.", &["outcome"])?;
+        let days = make.counters(
+            "warmup_day_boundaries_total",
+            "Day boundaries by what they did to the stage.",
+            &["outcome"],
+        )?;
         let http = make.counters("http_requests_total", "Requests to the admin plane.", &["handler", "code"])?;
 
         Ok(Metrics {
@@ -224,7 +228,7 @@ impl Metrics {
                 WAIT_BUCKETS,
             )?,
             queue_expired: make.counter("queue_expired_total", "Recipients given up for age.")?,
-            warmup_days: By::new(|outcome| days.child(&[outcome])),
+            warmup_day_boundaries: By::new(|outcome| days.child(&[outcome])),
             warmup_overrun_recipients: make.counter(
                 "warmup_overrun_recipients_total",
                 "Recipients sent by the new route beyond the limit; must stay 0.",
@@ -379,7 +383,7 @@ mod tests {
             "mailramp_delivery_attempts_total{provider=\"gmx-webde\",result=\"unknown\",route=\"new\"} 0",
             "mailramp_upstream_replies_total{category=\"reputation\",class=\"5xx\",route=\"new\"} 0",
             "mailramp_delivery_duration_seconds_count{route=\"legacy\"} 0",
-            "mailramp_warmup_days_total{outcome=\"stepped_back\"} 0",
+            "mailramp_warmup_day_boundaries_total{outcome=\"stepped_back\"} 0",
             "mailramp_warmup_overrun_recipients_total 0",
             "mailramp_queue_messages{state=\"inflight\"} 0",
             "mailramp_http_requests_total{code=\"405\",handler=\"readyz\"} 0",

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Addresses;
 use crate::message::Timestamp;
-use crate::metrics;
+use crate::metrics::QueueState;
 
 /// Version of requests and answers. Both sides refuse another one.
 pub const VERSION: u32 = 1;
@@ -185,12 +185,12 @@ pub struct StateTotals {
 }
 
 impl QueueTotals {
-    pub fn of(&self, state: metrics::QueueState) -> &StateTotals {
+    pub fn of(&self, state: QueueState) -> &StateTotals {
         match state {
-            metrics::QueueState::Held => &self.held,
-            metrics::QueueState::Ready => &self.ready,
-            metrics::QueueState::Deferred => &self.deferred,
-            metrics::QueueState::Inflight => &self.inflight,
+            QueueState::Held => &self.held,
+            QueueState::Ready => &self.ready,
+            QueueState::Deferred => &self.deferred,
+            QueueState::Inflight => &self.inflight,
         }
     }
 }

@@ -40,6 +40,8 @@ pub mod exit {
     pub const BUSY: u8 = 75;
     /// Settings invalid or unsafe.
     pub const CONFIG: u8 = 78;
+    /// Ended by Ctrl-C before there was a result (128 + SIGINT).
+    pub const INTERRUPTED: u8 = 130;
 }
 
 /// Reads the settings file at a path for its data directory; the error is for the operator's eyes.
@@ -97,9 +99,10 @@ impl Colour {
 /// Reads the arguments of this process, does what they say.
 pub fn main(data_dir_of: DataDirOf) -> ExitCode {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let stdout = io::stdout();
+    // Not locked: the relay's log goes to standard output too, from other threads.
+    let mut stdout = io::stdout();
     let terminal = stdout.is_terminal();
-    let code = run(std::env::args_os(), data_dir_of, terminal, no_color, &mut stdout.lock(), &mut io::stderr());
+    let code = run(std::env::args_os(), data_dir_of, terminal, no_color, &mut stdout, &mut io::stderr());
     ExitCode::from(code)
 }
 

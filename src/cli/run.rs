@@ -1,4 +1,99 @@
-//! x
+//! `mailramp run`: the relay, until it is told to stop.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Context, Failure, exit};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Loaded, LogAddresses, LogFormat, LogLevel, Settings, process_environment};
+use crate::log;
+use crate::relay::{Relay, StartError};
+
+/// Arguments of `mailramp run`.
 #[derive(Debug, clap::Args)]
 pub struct Options {}
-pub fn run(_: &Options, _: &mut super::Context<'_>) -> Result<(), super::Failure> { Ok(()) }
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(_: &Options, context: &mut Context<'_>) -> Result<(), Failure> {
+    let path = context.config_path()?;
+    let loaded = Settings::load(&path, process_environment())
+        .map_err(|faults| Failure::new(exit::CONFIG, format!("the settings cannot be used\n{faults}")))?;
+    start_log(&loaded);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(exit::IO, format!("cannot start threads: {error}")))?;
+    runtime.block_on(serve(&loaded.settings, Arc::new(SystemClock)))
+}
+
+async fn serve(settings: &Settings, clock: Arc<dyn Clock>) -> Result<(), Failure> {
+    let unusable = |error: std::io::Error| Failure::new(exit::IO, format!("cannot listen for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(unusable)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(unusable)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(unusable)?;
+    let mut relay = Relay::start(settings, clock).await.map_err(failure)?;
+    for address in &relay.smtp {
+        tracing::info!(event = "relay.listening", address = %address, protocol = "smtp");
+    }
+    tracing::info!(event = "relay.listening", address = %relay.http, protocol = "http");
+    let died = loop {
+        tokio::select! {
+            _ = terminate.recv() => break false,
+            _ = interrupt.recv() => break false,
+            _ = hang_up.recv() => {
+                tracing::warn!(event = "config.reloaded", reason = "new settings need a restart in this version");
+            }
+            () = relay.died() => break true,
+        }
+    };
+    tracing::info!(event = "relay.stopping");
+    let stopped = relay.stop().await;
+    match stopped {
+        Ok(()) if !died => {
+            tracing::info!(event = "relay.stopped");
+            Ok(())
+        }
+        Ok(()) => Err(Failure::new(exit::IO, "the spool has stopped; start again to recover")),
+        Err(error) => {
+            tracing::error!(event = "spool.failed", reason = %error);
+            Err(Failure::new(exit::IO, format!("the spool failed {error}; start again to recover")))
+        }
+    }
+}
+
+pub(super) fn failure(error: StartError) -> Failure {
+    let code = match error {
+        StartError::Settings(_) => exit::CONFIG,
+        StartError::DataDirectory(_) => exit::DATA_DIR,
+        StartError::Busy(_) => exit::BUSY,
+        StartError::Io(_) => exit::IO,
+    };
+    Failure::new(code, error.to_string())
+}
+
+fn start_log(loaded: &Loaded) {
+    let settings = &loaded.settings.log;
+    let format = match settings.format {
+        LogFormat::Auto => log::Format::Auto,
+        LogFormat::Json => log::Format::Json,
+        LogFormat::Logfmt => log::Format::Logfmt,
+        LogFormat::Pretty => log::Format::Pretty,
+    };
+    let level = match settings.level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let addresses = match settings.addresses {
+        LogAddresses::Masked => log::Addresses::Masked,
+        LogAddresses::Hashed => log::Addresses::Hashed,
+        LogAddresses::Full => log::Addresses::Full,
+    };
+    log::init(format, level, addresses);
+    for warning in &loaded.warnings {
+        tracing::warn!(event = "config.warning", reason = %warning);
+    }
+}

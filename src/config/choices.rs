@@ -63,7 +63,12 @@ choice!(
     }
 );
 choice!(CurveName {
+    /// 50 on the first day, × 1.25 a day.
+    Gentle = "gentle",
+    /// 50 on the first day, × 1.5 a day.
     Standard = "standard",
+    /// 200 on the first day, × 2 a day.
+    Fast = "fast",
     /// `first_day` × `growth` per stage.
     Formula = "formula",
     /// The list in `custom`.

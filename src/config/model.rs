@@ -1,8 +1,8 @@
 //! The settings as the program uses them: parsed, resolved, checked. Durations are `Duration`, sizes bytes, shares
 //! 0 to 1. What each key means to an operator, with its default, stands in `conf/mailramp.toml`.
 
+use core::net::{IpAddr, SocketAddr};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 

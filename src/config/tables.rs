@@ -1,6 +1,6 @@
 //! The settings as they stand in the file, before secrets are read and names and paths resolved.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 use std::path::PathBuf;
 
 use jiff::tz::TimeZone;

@@ -3,9 +3,9 @@
 //! Every rule is judged, whatever the others found; only what depends on a key that is already known to be wrong is
 //! left out, so that one mistake is one line.
 
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -293,7 +293,7 @@ fn curve(warmup: &Warmup, judge: &mut Judge<'_>) {
     let last = match warmup.curve {
         CurveName::Custom => list.last().copied().unwrap_or(0),
         CurveName::Formula => warmup.first_day,
-        CurveName::Standard => return,
+        CurveName::Gentle | CurveName::Standard | CurveName::Fast => return,
     };
     if warmup.growth == 1.0 && last < warmup.target {
         judge.warn("warmup.growth", "`warmup.growth` = 1.0: the curve stands still below the target and never ends");

@@ -4,9 +4,9 @@
 //! [`Setting::read`], so what passed the one cannot mean something else to the other. Nothing is rounded and no
 //! text becomes a number, except from the environment, which knows text only ([`Shape`] says how).
 
+use core::net::{IpAddr, SocketAddr};
 use std::fmt::{self, Write as _};
 use std::marker::PhantomData;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 

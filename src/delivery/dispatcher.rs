@@ -21,10 +21,10 @@ use super::schedule::Schedule;
 use super::settle::{Ended, SettleRules, said};
 use crate::clock::Clock;
 use crate::message::{Queue, QueueId, Route, StreamId, Timestamp};
-use crate::metrics::{AttemptResult, Category, Metrics, Provider, ReplyClass};
+use crate::metrics::{AttemptResult, Category, DayOutcome, Label, Metrics, Provider, ReplyClass};
 use crate::reply::Reply;
 use crate::spool::committer::{Outlet, SpoolHandle};
-use crate::spool::{BodySource, Chore, Claim, Claimed, Fate, Settle, Slots, SpoolError, Touched};
+use crate::spool::{BodySource, Chore, Claim, Claimed, Done, Fate, Settle, Slots, SpoolError, Touched};
 
 /// Items taken with one claim.
 const CLAIM_MOST: usize = 64;
@@ -32,7 +32,8 @@ const CLAIM_MOST: usize = 64;
 const CHORE_MOST: usize = 256;
 /// A connection that had nothing to send for so long is closed.
 const IDLE: Duration = Duration::from_secs(30);
-/// A claim older than this, or of an earlier quarter-hour, is given back before MAIL.
+/// A claim older than this, or of an earlier quarter-hour, is given back before MAIL. Real time: it is about connections
+/// that are slow, not about the ramp.
 const CLAIM_FRESH: Duration = Duration::from_secs(60);
 /// Bodies up to here are read into memory before they are sent.
 const IN_MEMORY_MAX: u64 = 1 << 20;
@@ -266,11 +267,16 @@ impl Dispatcher {
     }
 
     fn sleep_until(&self, schedule: &Schedule) -> Duration {
-        // A line that waits for a connection is woken by it, or by the time of the next probe.
+        // A line that is due and waits for a connection is woken by it, or by the time of the next probe.
         let served = |queue: Queue| self.pool(queue.route()).is_some_and(|pool| pool.ready() > 0);
-        let by_clock = schedule.wake_at(served).map(|at| self.clock.real_time_until(at));
+        let by_clock = schedule.wake_at(self.clock.now(), served).map(|at| self.clock.real_time_until(at));
         let by_probe = Route::ALL.into_iter().filter_map(|r| self.pool(r)?.probe_in()).min();
-        [by_clock, by_probe].into_iter().flatten().min().unwrap_or(LOOK_AROUND).clamp(Duration::from_millis(1), LOOK_AROUND)
+        [by_clock, by_probe]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(LOOK_AROUND)
+            .clamp(Duration::from_millis(1), LOOK_AROUND)
     }
 
     fn open_connections(self: &Arc<Self>, route: Route, count: usize) {
@@ -286,12 +292,17 @@ impl Dispatcher {
     /// The life of one connection.
     async fn connection(self: Arc<Self>, route: Route) {
         let state = self.route(route).expect("only configured routes open connections");
-        match Connection::open(&state.plan.target).await {
+        let opened = tokio::select! {
+            opened = Connection::open(&state.plan.target) => opened,
+            () = self.stopping.cancelled() => return state.pool.not_opened(),
+        };
+        match opened {
             Ok(connection) => {
                 if state.pool.reached() {
                     tracing::warn!(event = "upstream.up", route = route.name());
                 }
                 self.work(route, state, connection).await;
+                state.pool.closed();
             }
             Err(error) => {
                 let text = error.to_string();
@@ -299,9 +310,9 @@ impl Dispatcher {
                     tracing::error!(event = "upstream.down", route = route.name(), reason = %text);
                 }
                 self.count_reply(route, &error.cause);
+                state.pool.not_opened();
             }
         }
-        state.pool.closed();
         self.wake.notify_one();
     }
 
@@ -365,6 +376,12 @@ impl Dispatcher {
         let took = began.elapsed();
         let remote = connection.peer().host.clone();
         self.tell(route, &transaction, &report, took, &remote, item.attempts + 1);
+        if let (Some((_, Cause::Reply(reply))), Some(pool)) = (&report.ended_by, self.pool(route))
+            && reply.code == 421
+        {
+            // Those it said nothing about are due at once; they must not come back at once.
+            pool.pause();
+        }
         let now = self.clock.now();
         let rejected = report.verdicts.iter().any(|v| matches!(v, Verdict::Rejected { .. } | Verdict::Deferred { .. }));
         let header = if rejected { read_header(transaction.body).await } else { Bytes::new() };
@@ -381,8 +398,7 @@ impl Dispatcher {
     /// The reservation belongs to an earlier quarter-hour, or is old: the final dot would come too late for it.
     fn is_stale(&self, claimed: &Claimed) -> bool {
         claimed.item.reservation.is_some_and(|reservation| {
-            let now = self.clock.now();
-            now.slot() > reservation.slot || self.clock.real_time_until(claimed.at.after(CLAIM_FRESH)).is_zero()
+            self.clock.now().slot() > reservation.slot || self.clock.real_time_since(claimed.at) >= CLAIM_FRESH
         })
     }
 
@@ -455,7 +471,7 @@ impl Dispatcher {
                 rcpts,
                 attempt,
                 upstream = remote,
-                latency_ms = took.as_secs_f64() * 1000.0,
+                latency_ms = took.as_millis() as u64,
                 reason = this.1,
             );
             said_before = Some(this);
@@ -578,5 +594,26 @@ impl Outlet for Dispatcher {
             news.refunded.extend(refunded);
             news.wake = [news.wake, wake].into_iter().flatten().min();
         });
+    }
+
+    fn committed(&self, done: &Done, took: Duration) {
+        self.metrics.spool_sync_duration_seconds.observe(took.as_secs_f64());
+        self.metrics.warmup_overrun_recipients.inc_by(done.overrun_recipients);
+        for id in &done.quarantined {
+            self.metrics.spool_errors.inc();
+            tracing::error!(event = "spool.damaged", id = %id, "unreadable envelope: put aside, not sent");
+        }
+        for (before, after) in &done.days {
+            let outcome = match before {
+                Some(before) if after.stage > before.stage => DayOutcome::Advanced,
+                Some(before) if after.stage < before.stage => DayOutcome::SteppedBack,
+                Some(before) if before.limit == Some(0) || before.limit.is_none() => DayOutcome::Skipped,
+                Some(_) => DayOutcome::Repeated,
+                None => DayOutcome::Skipped,
+            };
+            self.metrics.warmup_day_boundaries.of(outcome).inc();
+            let limit = after.limit.map_or("none".into(), |limit| limit.to_string());
+            tracing::info!(event = "warmup.day", day = after.stage + 1, limit, result = outcome.text());
+        }
     }
 }

@@ -24,6 +24,7 @@ pub type Seat = u64;
 pub struct Pool {
     most: usize,
     open: AtomicUsize,
+    established: AtomicUsize,
     idle: Mutex<Idle>,
     health: Mutex<Health>,
 }
@@ -53,6 +54,7 @@ impl Pool {
         Pool {
             most: most.max(1),
             open: AtomicUsize::new(0),
+            established: AtomicUsize::new(0),
             idle: Mutex::default(),
             health: Mutex::new(health),
         }
@@ -130,7 +132,7 @@ impl Pool {
     pub fn begin_opening(&self) -> bool {
         let probing = {
             let health = self.health();
-            if !health.up && Instant::now() < health.probe_at {
+            if Instant::now() < health.probe_at {
                 return false;
             }
             !health.up
@@ -140,13 +142,26 @@ impl Pool {
         self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < most).then_some(open + 1)).is_ok()
     }
 
-    /// A connection closed, or was never opened.
+    /// An open connection closed.
     pub fn closed(&self) {
+        self.established.fetch_sub(1, Ordering::AcqRel);
         self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A connection that was counted in did not come about.
+    pub fn not_opened(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// The next hop wants less of us: no more connections are opened for a moment.
+    pub fn pause(&self) {
+        let mut health = self.health();
+        health.probe_at = health.probe_at.max(Instant::now() + PROBE_MIN);
     }
 
     /// A connection was opened. `true`: the next hop had been down.
     pub fn reached(&self) -> bool {
+        self.established.fetch_add(1, Ordering::AcqRel);
         let mut health = self.health();
         let was_down = !health.up;
         (health.up, health.failures) = (true, 0);
@@ -154,9 +169,18 @@ impl Pool {
     }
 
     /// A connection could not be opened. `true`: the next hop had been up.
+    ///
+    /// While others are open it is not down: it has enough of us. Attempts that fail together count as one.
     pub fn not_reached(&self, error: String) -> bool {
+        if self.established.load(Ordering::Acquire) > 0 {
+            self.pause();
+            return false;
+        }
         let mut health = self.health();
         let was_up = health.up;
+        if !was_up && Instant::now() < health.probe_at {
+            return false;
+        }
         let wait = PROBE_MIN.saturating_mul(1 << health.failures.min(5)).min(PROBE_MAX);
         health.failures += 1;
         health.up = false;
@@ -174,7 +198,7 @@ impl Pool {
     /// How long until a connection may be tried; `None`: now.
     pub fn probe_in(&self) -> Option<Duration> {
         let health = self.health();
-        (!health.up).then(|| health.probe_at.saturating_duration_since(Instant::now())).filter(|wait| !wait.is_zero())
+        Some(health.probe_at.saturating_duration_since(Instant::now())).filter(|wait| !wait.is_zero())
     }
 
     /// Whether the next hop is up, and what it said last.
@@ -204,8 +228,31 @@ mod tests {
         let pool = Pool::new(2);
         assert!(pool.begin_opening() && pool.begin_opening());
         assert!(!pool.begin_opening());
-        pool.closed();
+        pool.not_opened();
         assert!(pool.begin_opening());
+    }
+
+    #[test]
+    fn a_next_hop_that_limits_our_connections_is_not_down() {
+        let pool = Pool::new(5);
+        assert!(pool.begin_opening() && pool.begin_opening());
+        assert!(!pool.reached());
+        assert!(!pool.not_reached("421 too many connections".into()));
+        pool.not_opened();
+        assert!(pool.health().up);
+        assert!(!pool.begin_opening(), "not at once");
+        pool.forget_failures();
+        assert!(pool.begin_opening());
+    }
+
+    #[test]
+    fn attempts_that_fail_together_count_once() {
+        let pool = Pool::new(9);
+        assert!(pool.not_reached("refused".into()));
+        for _ in 0..8 {
+            assert!(!pool.not_reached("refused".into()));
+        }
+        assert!(pool.probe_in().unwrap() <= PROBE_MIN);
     }
 
     #[test]

@@ -88,15 +88,15 @@ impl Schedule {
         self.housekeeping = next;
     }
 
-    /// The next time at which anything here is due, for lines that `serves` says can be served.
-    pub fn wake_at(&self, serves: impl Fn(Queue) -> bool) -> Option<Timestamp> {
-        let lines = self.heads.iter().filter(|((queue, _), _)| serves(*queue)).map(|((queue, stream), due)| {
-            match self.blocked.get(queue) {
-                Some((first, until)) if self.rank(*stream) >= *first => (*due).max(*until),
-                _ => *due,
-            }
+    /// The next time at which anything here is due. Lines that are due at `now` and that `serves` says cannot be served
+    /// are left out: time alone does not help them.
+    pub fn wake_at(&self, now: Timestamp, serves: impl Fn(Queue) -> bool) -> Option<Timestamp> {
+        let lines = self.heads.iter().map(|((queue, stream), due)| match self.blocked.get(queue) {
+            Some((first, until)) if self.rank(*stream) >= *first => (*queue, (*due).max(*until)),
+            _ => (*queue, *due),
         });
-        lines.chain(self.housekeeping).min()
+        let helped = lines.filter(|(queue, at)| *at > now || serves(*queue)).map(|(_, at)| at);
+        helped.chain(self.housekeeping).min()
     }
 
     fn rank(&self, stream: StreamId) -> usize {
@@ -119,7 +119,8 @@ mod tests {
 
     fn schedule(heads: &[(Queue, StreamId, i64)]) -> Schedule {
         let mut schedule = Schedule::new(vec![URGENT, BULK]);
-        let touched = heads.iter().map(|(queue, stream, due)| Touched { queue: *queue, stream: *stream, due: at(*due) });
+        let touched =
+            heads.iter().map(|(queue, stream, due)| Touched { queue: *queue, stream: *stream, due: at(*due) });
         schedule.touched(touched, None);
         schedule
     }
@@ -129,8 +130,13 @@ mod tests {
         let mut s = schedule(&[(LANE, BULK, 5), (LANE, URGENT, 5), (Queue::Legacy, BULK, 9)]);
         assert_eq!(s.due(at(4)), []);
         assert_eq!(s.due(at(5)), [(LANE, vec![URGENT, BULK])]);
-        assert_eq!(s.wake_at(|_| true), Some(at(5)));
-        assert_eq!(s.wake_at(|q| q == Queue::Legacy), Some(at(9)));
+        assert_eq!(s.wake_at(at(0), |_| true), Some(at(5)));
+        assert_eq!(s.wake_at(at(5), |q| q == Queue::Legacy), Some(at(9)));
+        assert_eq!(
+            s.wake_at(at(0), |q| q == Queue::Legacy),
+            Some(at(5)),
+            "what is to come wakes also a line without connections"
+        );
     }
 
     #[test]
@@ -138,7 +144,7 @@ mod tests {
         let mut s = schedule(&[(LANE, BULK, 0)]);
         s.claimed(LANE, &ClaimAnswer { blocked: Some((BULK, at(60))), ..ClaimAnswer::default() });
         assert_eq!(s.due(at(10)), []);
-        assert_eq!(s.wake_at(|_| true), Some(at(60)));
+        assert_eq!(s.wake_at(at(0), |_| true), Some(at(60)));
         s.touched([Touched { queue: LANE, stream: URGENT, due: at(10) }], None);
         assert_eq!(s.due(at(10)), [(LANE, vec![URGENT])]);
         assert_eq!(s.due(at(60)), [(LANE, vec![URGENT, BULK])]);
@@ -170,7 +176,7 @@ mod tests {
         let next_due = vec![(URGENT, None), (BULK, Some(at(7)))];
         s.claimed(LANE, &ClaimAnswer { items: 3, next_due, blocked: None });
         assert_eq!(s.due(at(6)), []);
-        assert_eq!(s.wake_at(|_| true), Some(at(7)));
+        assert_eq!(s.wake_at(at(0), |_| true), Some(at(7)));
     }
 
     #[test]
@@ -180,6 +186,6 @@ mod tests {
         s.touched([], Some(at(4)));
         assert!(!s.housekeeping_is_due(at(3)) && s.housekeeping_is_due(at(4)));
         s.housekept(Some(at(9)));
-        assert_eq!(s.wake_at(|_| true), Some(at(9)));
+        assert_eq!(s.wake_at(at(0), |_| true), Some(at(9)));
     }
 }

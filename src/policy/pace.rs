@@ -286,7 +286,9 @@ mod tests {
             assert!(tokens > 0 && tokens <= u64::from(pace.depth()));
             arrival = pace.charge(arrival, now, tokens);
             sent += tokens;
-            now = pace.next(arrival, now);
+            let next = pace.next(arrival, now);
+            assert!(next > now, "all tokens were taken, so the next comes later");
+            now = next;
         }
         sent
     }

@@ -246,6 +246,7 @@ mod tests {
         assert_eq!(at(0, &Rules { start: None, ..rules() }).limit, Some(0), "no start is remembered yet");
         let first = at(0, &rules());
         assert_eq!((first.stage, first.limit), (0, Some(50)), "days before the start are not part of the history");
+        assert_eq!(at(0, &Rules { max_step: 0.0, ..rules() }).stage, 0, "nor do they count where no step is capped");
     }
 
     #[test]

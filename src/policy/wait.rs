@@ -217,4 +217,14 @@ mod tests {
         }
         assert_eq!(lane.within(&free(), at(21), at(33)), 201, "an hour of tomorrow");
     }
+    #[test]
+    fn what_higher_priorities_will_take_meanwhile_is_left_to_them() {
+        let lane = LaneView { expected_higher: 400, ..lane() };
+        assert_eq!(
+            lane.within(&free(), at(3), Timestamp(at(3).0 + SLOT_NANOS)),
+            60,
+            "65 tokens, 400 a day are 5 of them"
+        );
+        assert_eq!(lane.within(&free(), at(12), at(18)), 800, "R is 100 at the deadline, X another 100");
+    }
 }

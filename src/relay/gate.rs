@@ -13,7 +13,8 @@ use crate::spool::ledger::LaneLedger;
 use crate::spool::{Admission, Ask, Gate, Grant, Ledger, Turn};
 
 /// Mail that found its token at once but no connection: how long it may look for one before the legacy server takes it.
-const CONNECTION_GRACE: Duration = Duration::from_secs(60);
+/// Longer waits are kept to the second.
+const CONNECTION_GRACE: Duration = Duration::from_secs(10);
 /// Days nobody saw that are turned one by one; older ones are out of every memory.
 const GAP_DAYS: i32 = 40;
 /// Stages looked at for the number of days to the target.
@@ -64,11 +65,13 @@ impl WarmupGate {
 
     /// What the lane's day is called.
     pub fn state(&self, lane: &LaneLedger) -> Option<State> {
-        let today = lane.today.day;
-        let week = lane.history.iter().filter(|r| today.0 - r.day.0 <= WEEK_DAYS);
+        let today = lane.today;
+        let week = lane.history.iter().filter(|r| today.day.0 - r.day.0 <= WEEK_DAYS).chain([&today]);
         let peak = week.map(|r| r.offered).max().unwrap_or(0);
         let refusals = policy::Refusals { braked: lane.today.braked, ..Default::default() };
-        self.rules.as_ref().map(|rules| rules.state(&lane.record, peak, false, refusals))
+        let state = self.rules.as_ref()?.state(&lane.record, peak, false, refusals);
+        // Before the first mail nobody knows what would be enough.
+        Some(if state == State::Ample && peak == 0 { State::Ramping } else { state })
     }
 
     /// The total as `stream` sees it; `None` before the first day.
@@ -128,7 +131,9 @@ impl WarmupGate {
         let rank = self.stream(stream).rank();
         (0..self.streams.len() as u8)
             .map(StreamId)
-            .filter(|other| self.stream(*other).rank() > rank && self.stream(*other).takes_part())
+            .filter(|other| {
+                self.stream(*other).rank() > rank && self.stream(*other).route != policy::StreamRoute::Legacy
+            })
             .map(|other| {
                 let week_ago = Day(today.0 - WEEK_DAYS);
                 let known = lane.stream_since(other).is_some_and(|since| since <= week_ago);

@@ -1,2 +1,473 @@
-//! Joins the pieces.
+//! The one place that joins the concrete pieces: front door, spool, policy, delivery, admin plane.
+//!
+//! Everything that can refuse (data directory, ports, certificates) is tried before anything runs, so a relay is
+//! started as a whole or not at all. Stopping goes the way of a message: first no new mail, then no new claims, then
+//! the transactions under way end, then the committer.
+
+pub mod backend;
 pub mod gate;
+pub mod intake;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, ListenerProbe, ProbeDepth};
+use crate::clock::{Clock, MonotoneClock};
+use crate::config::{self, CurveName, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
+use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
+use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
+use crate::delivery::settle::SettleRules;
+use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
+use crate::message::{Day, Queue, Route, StreamId};
+use crate::metrics::{Build, Metrics};
+use crate::policy::{self, Calendar, Curve, Overflow, RetrySchedule, Rules, StreamRules};
+use crate::smtp::{ConnectionCounts, ListenerSettings, Server, SessionSettings};
+use crate::spool::body::BodyBuffer;
+use crate::spool::committer::{self, Committer, SpoolHandle};
+use crate::spool::disk::{DataDirectory, Watermark};
+use crate::spool::reader::QueueReader;
+use crate::spool::sqlite::{DiskLimits, SqliteStore};
+use crate::spool::{Ledger, Spool, SpoolError};
+use backend::RelayBackend;
+use gate::WarmupGate;
+use intake::{DoorCounter, SpoolIntake, admits_loopback};
+
+/// Name of the stream of mail that matches no other.
+const DEFAULT_STREAM: &str = "default";
+/// Transactions under way when the last session has ended get at least this long, if the grace time is not shorter.
+const TRANSACTIONS_GRACE: Duration = Duration::from_secs(5);
+/// Descriptors beside those of connections: database, segments, large bodies, listeners, the log.
+const DESCRIPTORS_BESIDE: u64 = 200;
+/// A start date nobody set: the first day the relay runs is the first of the ramp, since a lane begins at stage 0.
+const STARTED_ALREADY: Day = Day(i32::MIN);
+
+/// Why a relay did not start. Nothing runs.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings make no sense together, or a file they name cannot be used.
+    #[error("{0}")]
+    Settings(String),
+    /// The data directory cannot be read or written.
+    #[error("{0}")]
+    DataDirectory(String),
+    /// Somebody else has the data directory or the port.
+    #[error("{0}")]
+    Busy(String),
+    /// The system refused something; starting again may help.
+    #[error("{0}")]
+    Io(String),
+}
+
+impl StartError {
+    fn of_spool(error: SpoolError) -> StartError {
+        match error {
+            SpoolError::Locked(path) => StartError::Busy(format!(
+                "the data directory {path} is in use by another mailramp process; stop that one, or set another data_dir"
+            )),
+            SpoolError::Directory(text) => StartError::DataDirectory(text),
+            other => StartError::Io(format!("the spool cannot be opened: {other}")),
+        }
+    }
+}
+
+/// A running relay.
+pub struct Relay {
+    /// Where it listens for SMTP, as bound.
+    pub smtp: Vec<SocketAddr>,
+    /// Where it answers HTTP, as bound.
+    pub http: SocketAddr,
+    /// Its view of itself.
+    pub backend: Arc<RelayBackend>,
+    /// Its numbers.
+    pub metrics: Arc<Metrics>,
+    committer: Committer,
+    servers: JoinSet<io::Result<()>>,
+    dispatcher: tokio::task::JoinHandle<()>,
+    admin: JoinSet<io::Result<()>>,
+    no_more_mail: CancellationToken,
+    no_more_claims: CancellationToken,
+    no_more_questions: CancellationToken,
+    grace: Duration,
+}
+
+/// Sockets are taken before the spool is opened.
+struct Sockets {
+    smtp: Vec<(Server, SocketAddr, usize)>,
+    http: std::net::TcpListener,
+    control: admin::control::ControlSocket,
+}
+
+impl Relay {
+    /// Starts everything. On `Err` nothing of it runs.
+    pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
+        // One clock for all, and one that never goes back.
+        let clock: Arc<dyn Clock> = Arc::new(MonotoneClock::new(clock));
+        raise_descriptor_limit();
+        let gate = Arc::new(warmup_gate(settings)?);
+        let plan = plan(settings, &gate)?;
+        let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
+        let sockets = Sockets::take(settings)?;
+        let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
+        let store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
+        let (spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        refuse_stranded(settings, spool.ledger())?;
+        tracing::info!(
+            event = "spool.opened",
+            in_flight = recovered.in_flight,
+            damaged = recovered.damaged,
+            queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
+        );
+        assemble(settings, clock, gate, plan, sockets, spool)
+    }
+
+    /// Resolves when the committer has died: the process must end with 74.
+    pub async fn died(&mut self) {
+        self.committer.ended().await;
+    }
+
+    /// Stops in order, within the grace time. `Err`: the spool failed, start again to recover.
+    pub async fn stop(mut self) -> Result<(), SpoolError> {
+        let deadline = tokio::time::Instant::now() + self.grace;
+        self.no_more_mail.cancel();
+        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.servers.join_next()).await {}
+        self.servers.shutdown().await;
+        self.no_more_claims.cancel();
+        // A client that used up the grace time must not take it from the transactions under way: cut now, they would be
+        // sent twice. What does not end in time is found in flight by the next start, and marked so.
+        let least = tokio::time::Instant::now() + TRANSACTIONS_GRACE.min(self.grace);
+        let _ = tokio::time::timeout_at(deadline.max(least), &mut self.dispatcher).await;
+        self.dispatcher.abort();
+        self.no_more_questions.cancel();
+        while let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(1), self.admin.join_next()).await {}
+        self.admin.shutdown().await;
+        self.backend.spool.stop().await;
+        let committer = self.committer;
+        tokio::task::spawn_blocking(move || committer.join()).await.unwrap_or(Err(SpoolError::Stopped))
+    }
+}
+
+impl Sockets {
+    fn take(settings: &Settings) -> Result<Sockets, StartError> {
+        let mut smtp = Vec::new();
+        for (index, listener) in settings.listeners.iter().enumerate() {
+            for &address in &listener.bind {
+                let server =
+                    Server::bind(ListenerSettings { address, index }).map_err(|e| cannot_listen(address, &e))?;
+                let bound = server.local_addr().map_err(|e| cannot_listen(address, &e))?;
+                smtp.push((server, bound, index));
+            }
+        }
+        let address = settings.http.bind;
+        let http = std::net::TcpListener::bind(address).map_err(|e| cannot_listen(address, &e))?;
+        http.set_nonblocking(true).map_err(|e| cannot_listen(address, &e))?;
+        let control = admin::control::ControlSocket::bind(&settings.data_dir)
+            .map_err(|e| StartError::DataDirectory(format!("the control socket cannot be made: {e}")))?;
+        Ok(Sockets { smtp, http, control })
+    }
+}
+
+/// Connections are descriptors, and the usual soft limit is lower than the connections we may hold.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+            tracing::warn!(event = "relay.descriptors", reason = %error, "the limit on open files stays as it is");
+        }
+    }
+}
+
+/// Clients we can serve at once without running out of descriptors for the mail itself.
+fn most_connections(settings: &Settings) -> usize {
+    let wanted = settings.smtp.limits.connections;
+    let upstream = settings.new.connections + settings.legacy.as_ref().map_or(0, |legacy| legacy.connections);
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = descriptors.saturating_sub(DESCRIPTORS_BESIDE + upstream as u64).max(1);
+    if wanted > room {
+        tracing::warn!(
+            event = "relay.descriptors",
+            limit = room,
+            "fewer connections than smtp.limits.connections: the limit on open files is too low"
+        );
+    }
+    usize::try_from(wanted.min(room)).unwrap_or(usize::MAX)
+}
+
+/// Mail that waits for a legacy server that the settings no longer know would wait for ever.
+fn refuse_stranded(settings: &Settings, ledger: &Ledger) -> Result<(), StartError> {
+    let stranded: u64 =
+        ledger.totals().filter(|(q, _, state, _)| *q == Queue::Legacy && state.is_waiting()).map(|t| t.3.items).sum();
+    if settings.legacy.is_none() && stranded > 0 {
+        return Err(StartError::Settings(format!(
+            "{stranded} queued messages wait for the legacy server, and there is no [legacy] any more; put it back until \
+             `mailramp queue list` shows none of them"
+        )));
+    }
+    Ok(())
+}
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> StartError {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => StartError::Busy(format!(
+            "{address} is in use by another program; stop it, or choose another port (`bind`)"
+        )),
+        io::ErrorKind::PermissionDenied => StartError::Io(format!(
+            "{address}: not allowed; ports below 1024 need CAP_NET_BIND_SERVICE, or choose one above"
+        )),
+        io::ErrorKind::AddrNotAvailable => {
+            StartError::Settings(format!("{address}: this machine has no such address; change `bind`"))
+        }
+        _ => StartError::Io(format!("cannot listen on {address}: {error}")),
+    }
+}
+
+fn assemble(
+    settings: &Settings,
+    clock: Arc<dyn Clock>,
+    gate: Arc<WarmupGate>,
+    plan: Plan,
+    sockets: Sockets,
+    spool: Spool<SqliteStore>,
+) -> Result<Relay, StartError> {
+    let io = |error: io::Error| StartError::Io(error.to_string());
+    let streams = vec![DEFAULT_STREAM.to_owned()];
+    let metrics = Metrics::new(&Build::default(), &streams).map_err(|e| StartError::Io(e.to_string()))?;
+    let metrics = Arc::new(metrics);
+    metrics.settings_loaded(clock.now());
+    let (no_more_mail, no_more_claims, no_more_questions) = Default::default();
+    let ids = Arc::new(QueueIds::after(spool.last_message()));
+    let lines = waiting_lines(spool.ledger());
+    let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(StartError::of_spool)?);
+    let no_claims: CancellationToken = no_more_claims;
+    let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.clone());
+    let (handle, committer) = committer::start(spool, gate.clone(), dispatcher.clone(), clock.clone()).map_err(io)?;
+    let watermark = Watermark {
+        path: settings.data_dir.clone(),
+        min_free: settings.queue.disk.min_free,
+        max_used: settings.queue.disk.max,
+    };
+    let intake = Arc::new(SpoolIntake {
+        spool: handle.clone(),
+        buffer: Arc::new(BodyBuffer::new(settings.smtp.limits.body_buffer, settings.data_dir.join("large"))),
+        ids,
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+        watermark: watermark.clone(),
+    });
+    let stopping: CancellationToken = no_more_mail;
+    let backend = Arc::new(RelayBackend {
+        spool: handle.clone(),
+        reader,
+        gate,
+        dispatcher: dispatcher.clone(),
+        clock,
+        watermark,
+        streams,
+        zone: settings.timezone.iana_name().unwrap_or("UTC").to_owned(),
+        listeners: probes(settings, &sockets.smtp),
+        stopping: stopping.clone(),
+    });
+    let smtp = sockets.smtp.iter().map(|(_, bound, _)| *bound).collect();
+    let servers = serve(settings, sockets.smtp, intake, &metrics, &stopping);
+    let dispatcher = tokio::spawn(run_dispatcher(dispatcher, handle, lines));
+    let quiet: CancellationToken = no_more_questions;
+    let http = sockets.http.local_addr().map_err(io)?;
+    let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
+    let mut admin = JoinSet::new();
+    admin.spawn(admin::server::serve(listener, backend.clone(), metrics.clone(), quiet.clone().cancelled_owned()));
+    let control = sockets.control.serve(backend.clone(), quiet.clone().cancelled_owned());
+    admin.spawn(async move {
+        control.await;
+        Ok(())
+    });
+    Ok(Relay {
+        smtp,
+        http,
+        backend,
+        metrics,
+        committer,
+        servers,
+        dispatcher,
+        admin,
+        no_more_mail: stopping,
+        no_more_claims: no_claims,
+        no_more_questions: quiet,
+        grace: settings.smtp.stop_grace,
+    })
+}
+
+async fn run_dispatcher(dispatcher: Arc<Dispatcher>, spool: SpoolHandle, lines: Vec<(Queue, StreamId)>) {
+    dispatcher.run(spool, lines).await;
+}
+
+fn waiting_lines(ledger: &Ledger) -> Vec<(Queue, StreamId)> {
+    let waiting = ledger.totals().filter(|(_, _, state, total)| state.is_waiting() && total.items > 0);
+    let mut lines: Vec<_> = waiting.map(|(queue, stream, ..)| (queue, stream)).collect();
+    lines.sort_unstable();
+    lines.dedup();
+    lines
+}
+
+fn serve(
+    settings: &Settings,
+    sockets: Vec<(Server, SocketAddr, usize)>,
+    intake: Arc<SpoolIntake>,
+    metrics: &Arc<Metrics>,
+    stopping: &CancellationToken,
+) -> JoinSet<io::Result<()>> {
+    let limits = &settings.smtp.limits;
+    let counts = Arc::new(ConnectionCounts::new(most_connections(settings), limits.per_ip as usize));
+    let mut servers = JoinSet::new();
+    for (server, _, index) in sockets {
+        let session = Arc::new(session_settings(settings, &settings.listeners[index]));
+        let observer = Arc::new(DoorCounter(metrics.clone()));
+        servers.spawn(server.run(intake.clone(), session, counts.clone(), observer, stopping.clone()));
+    }
+    servers
+}
+
+/// What sessions of one listener go by.
+fn session_settings(settings: &Settings, listener: &config::Listener) -> SessionSettings {
+    let (limits, timeouts) = (&settings.smtp.limits, &settings.smtp.timeouts);
+    SessionSettings {
+        hostname: settings.smtp.hostname.clone(),
+        max_message_bytes: limits.message,
+        max_recipients: limits.recipients as usize,
+        max_header_bytes: limits.headers,
+        max_errors: limits.errors,
+        allow_from: listener.allow_from.clone(),
+        normalize: match settings.smtp.bare_newline {
+            config::BareNewline::Reject => settings.smtp.normalize_from.clone(),
+            config::BareNewline::Normalize => everybody(),
+        },
+        timeouts: crate::smtp::Timeouts {
+            first_command: timeouts.first,
+            idle: timeouts.idle,
+            command: timeouts.command,
+            data_min_rate: timeouts.data_rate,
+            shutdown_grace: settings.smtp.stop_grace,
+            ..Default::default()
+        },
+    }
+}
+
+fn everybody() -> Vec<ipnet::IpNet> {
+    vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()]
+}
+
+fn probes(settings: &Settings, bound: &[(Server, SocketAddr, usize)]) -> Vec<ListenerProbe> {
+    let probe = |(_, address, index): &(Server, SocketAddr, usize)| {
+        let admits = admits_loopback(&settings.listeners[*index].allow_from, address.ip());
+        let depth = match admits {
+            true => ProbeDepth::Recipient(format!("postmaster@{}", settings.smtp.hostname)),
+            false => ProbeDepth::Greeting,
+        };
+        ListenerProbe { address: *address, depth }
+    };
+    bound.iter().map(probe).collect()
+}
+
+/// The ramp as configured.
+pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
+    let calendar = Calendar::new(settings.timezone.clone());
+    let Some(warmup) = &settings.warmup else {
+        return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]));
+    };
+    let curve = match warmup.curve {
+        CurveName::Gentle => Ok(Curve::gentle()),
+        CurveName::Standard => Ok(Curve::standard()),
+        CurveName::Fast => Ok(Curve::fast()),
+        CurveName::Formula => Curve::formula(warmup.first_day as f64, warmup.growth),
+        CurveName::Custom => Curve::new(warmup.custom.iter().map(|n| *n as f64).collect(), warmup.growth),
+    };
+    let wrong = |error: &dyn std::error::Error| StartError::Settings(format!("[warmup]: {error}"));
+    let overflow = match warmup.overflow.policy {
+        OverflowPolicy::Legacy => Overflow::Legacy,
+        OverflowPolicy::HoldThenLegacy => Overflow::HoldThenLegacy { max_wait: warmup.overflow.max_wait },
+        OverflowPolicy::Hold => Overflow::Hold,
+    };
+    let stream = StreamRules { overflow, ..StreamRules::default() };
+    let window = &warmup.pace.window;
+    let rules = Rules {
+        curve: curve.map_err(|e| wrong(&e))?,
+        target: warmup.target,
+        min_used: warmup.advance.min_used,
+        advance: match warmup.advance.on {
+            config::AdvanceOn::SendingDay => policy::Advance::SendingDay,
+            config::AdvanceOn::Calendar => policy::Advance::Calendar,
+        },
+        max_step: warmup.max_step,
+        hourly: warmup.pace.hourly,
+        burst: warmup.pace.burst,
+        window: clock_times(window.opens_minute, window.closes_minute).parse().map_err(|e| wrong(&e))?,
+        start: Some(warmup.start.map_or(STARTED_ALREADY, policy::calendar::day_of_date)),
+        calendar: calendar.clone(),
+        overflow,
+        retry: retry_schedule(settings)?,
+        ..Rules::default()
+    };
+    rules.check(&[], &[stream]).map_err(|e| wrong(&e))?;
+    Ok(WarmupGate::new(Some(rules), calendar, vec![stream]))
+}
+
+fn clock_times(opens_minute: u16, closes_minute: u16) -> String {
+    let time = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
+    format!("{}-{}", time(opens_minute), time(closes_minute))
+}
+
+fn retry_schedule(settings: &Settings) -> Result<RetrySchedule, StartError> {
+    RetrySchedule::new(settings.queue.retry.clone(), settings.queue.jitter)
+        .map_err(|error| StartError::Settings(format!("[queue] retry: {error}")))
+}
+
+fn plan(settings: &Settings, gate: &WarmupGate) -> Result<Plan, StartError> {
+    let legacy = settings.legacy.as_ref().map(|legacy| route_plan(Route::Legacy, legacy)).transpose()?;
+    Ok(Plan {
+        settle: SettleRules {
+            retry: retry_schedule(settings)?,
+            max_age: settings.queue.max_age,
+            hostname: settings.smtp.hostname.clone(),
+            reports_by: if legacy.is_some() { Route::Legacy } else { Route::New },
+        },
+        new: route_plan(Route::New, &settings.new)?,
+        legacy,
+        order: gate.order(),
+    })
+}
+
+fn route_plan(route: Route, upstream: &Upstream) -> Result<RoutePlan, StartError> {
+    let connectors = TlsConnectors::new(upstream.tls.ca_file.as_deref())
+        .map_err(|error| StartError::Settings(format!("[{route}.tls]: {error}")))?;
+    let level = match upstream.tls.level {
+        ConfiguredTls::Off => TlsLevel::Off,
+        ConfiguredTls::May => TlsLevel::May,
+        ConfiguredTls::Encrypt => TlsLevel::Encrypt,
+        ConfiguredTls::Verify => TlsLevel::Verify,
+    };
+    let target = Target {
+        route,
+        hosts: upstream.hosts.iter().map(|h| Host { name: h.host.clone(), port: h.port }).collect(),
+        helo: upstream.helo.clone(),
+        source_ip: upstream.source_ip,
+        credentials: upstream
+            .credentials
+            .as_ref()
+            .map(|c| Credentials { user: c.user.clone(), password: c.password.clone() }),
+        tls: TlsPolicy { level, implicit: upstream.tls.implicit, connectors },
+        timeouts: Timeouts {
+            connect: upstream.timeouts.connect,
+            command: upstream.timeouts.command,
+            data: upstream.timeouts.data,
+        },
+    };
+    Ok(RoutePlan {
+        target,
+        connections: upstream.connections,
+        messages_per_connection: upstream.messages_per_connection,
+    })
+}

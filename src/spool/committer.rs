@@ -6,8 +6,9 @@
 //! it: what is on disk is then unknown, and only a start finds out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,6 +36,8 @@ pub trait Outlet: Slots {
     fn expired(&self, items: Vec<Claimed>);
     /// Lines that got items, lines whose lane got tokens back, and the earliest deadline or expiry of the items.
     fn touched(&self, lines: Vec<Touched>, refunded: Vec<Queue>, wake: Option<Timestamp>);
+    /// A batch was committed, syncs included, within `took`. For numbers and the log.
+    fn committed(&self, _done: &Done, _took: Duration) {}
 }
 
 /// A look at the ledger, run on the committer's thread between two batches.
@@ -46,13 +49,15 @@ enum Operation {
     Settle(Box<Settle>),
     Chore(Chore, oneshot::Sender<Result<ChoreAnswer, SpoolError>>),
     Look(Look),
+    Stop,
 }
 
-/// The way into the committer. Cheap to clone; the thread ends when the last one is gone.
+/// The way into the committer. Cheap to clone; the thread ends when it is told to, or when the last one is gone.
 #[derive(Clone)]
 pub struct SpoolHandle {
     operations: mpsc::Sender<Operation>,
     full: Arc<AtomicBool>,
+    queued_bytes: Arc<AtomicU64>,
 }
 
 impl SpoolHandle {
@@ -63,7 +68,8 @@ impl SpoolHandle {
             NewBody::Memory { .. } => None,
         };
         let result = self.ask(|answer| Operation::Accept(Box::new(accept), answer)).await;
-        if let (Err(_), Some(path)) = (&result, file) {
+        // Only this answer means that no row names the file. Otherwise the next start looks whether one does.
+        if let (Err(SpoolError::Full { .. }), Some(path)) = (&result, file) {
             let _ = std::fs::remove_file(path);
         }
         result
@@ -95,9 +101,20 @@ impl SpoolHandle {
         result.await.map_err(|_| SpoolError::Stopped)
     }
 
+    /// Ends the committer after what was asked before; questions asked later get [`SpoolError::Stopped`].
+    pub async fn stop(&self) {
+        // Already gone is as good.
+        let _ = self.operations.send(Operation::Stop).await;
+    }
+
     /// The last batch found no room. New mail may still be tried: that is how it is found out that there is some.
     pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Octets of body in the queue as of the last commit.
+    pub fn queued_bytes(&self) -> u64 {
+        self.queued_bytes.load(Ordering::Relaxed)
     }
 
     async fn ask<R>(
@@ -137,9 +154,10 @@ pub fn start<S: Store + 'static>(
 ) -> std::io::Result<(SpoolHandle, Committer)> {
     let (operations, inbox) = mpsc::channel(CHANNEL);
     let full = Arc::new(AtomicBool::new(false));
-    let handle = SpoolHandle { operations, full: full.clone() };
+    let queued_bytes = Arc::new(AtomicU64::new(spool.ledger().queued_bytes()));
+    let handle = SpoolHandle { operations, full: full.clone(), queued_bytes: queued_bytes.clone() };
     let (alive, died) = oneshot::channel();
-    let worker = Worker { spool, gate, outlet, clock, full, unsettled: Vec::new() };
+    let worker = Worker { spool, gate, outlet, clock, full, queued_bytes, unsettled: Vec::new() };
     let thread = std::thread::Builder::new().name("committer".into()).spawn(move || {
         let result = worker.run(inbox);
         drop(alive);
@@ -154,6 +172,7 @@ struct Worker<S> {
     outlet: Arc<dyn Outlet>,
     clock: Arc<dyn Clock>,
     full: Arc<AtomicBool>,
+    queued_bytes: Arc<AtomicU64>,
     /// Outcomes that a full disk could not take. While there are any, nothing is claimed.
     unsettled: Vec<Settle>,
 }
@@ -168,7 +187,9 @@ struct Waiting {
 
 impl<S: Store> Worker<S> {
     fn run(mut self, mut inbox: mpsc::Receiver<Operation>) -> Result<(), SpoolError> {
-        while let Some(first) = inbox.blocking_recv() {
+        let mut stopping = false;
+        while !stopping {
+            let Some(first) = inbox.blocking_recv() else { break };
             let mut batch = Batch { settles: std::mem::take(&mut self.unsettled), ..Batch::default() };
             let mut waiting = Waiting::default();
             let mut bytes = 0;
@@ -191,23 +212,31 @@ impl<S: Store> Worker<S> {
                         waiting.chores.push(answer);
                     }
                     Operation::Look(look) => look(self.spool.ledger(), self.clock.now()),
+                    Operation::Stop => stopping = true,
                 }
                 count += 1;
-                let more = bytes < BATCH_BYTES && count < BATCH_OPERATIONS;
+                let more = !stopping && bytes < BATCH_BYTES && count < BATCH_OPERATIONS;
                 next = more.then(|| inbox.try_recv().ok()).flatten();
             }
             if !batch.is_empty() {
                 self.commit(batch, waiting)?;
             }
         }
-        // Whoever could still ask is gone; what is unsettled will be found in flight at the next start.
+        // What cannot be settled now either is found in flight by the next start.
+        if !self.unsettled.is_empty() {
+            let settles = std::mem::take(&mut self.unsettled);
+            self.commit(Batch { settles, ..Batch::default() }, Waiting::default())?;
+        }
         Ok(())
     }
 
     fn commit(&mut self, batch: Batch, waiting: Waiting) -> Result<(), SpoolError> {
         match self.apply(&batch) {
             Ok(done) => {
-                self.full.store(false, Ordering::Relaxed);
+                // Outcomes fit where new mail does not: only new mail that was taken says there is room.
+                if !batch.accepts.is_empty() {
+                    self.full.store(false, Ordering::Relaxed);
+                }
                 self.answer(done, waiting);
                 Ok(())
             }
@@ -258,7 +287,11 @@ impl<S: Store> Worker<S> {
     }
 
     fn apply(&mut self, batch: &Batch) -> Result<Done, SpoolError> {
-        self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())
+        let began = Instant::now();
+        let done = self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())?;
+        self.queued_bytes.store(self.spool.ledger().queued_bytes(), Ordering::Relaxed);
+        self.outlet.committed(&done, began.elapsed());
+        Ok(done)
     }
 
     fn answer(&self, done: Done, waiting: Waiting) {

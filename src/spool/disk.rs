@@ -147,9 +147,14 @@ impl Ballast {
         fs::remove_file(&self.path).is_ok()
     }
 
+    /// It is there.
+    pub fn is_laid(&self) -> bool {
+        self.path.exists()
+    }
+
     /// Lays it again once there is plenty of room.
     pub fn restore(&self, directory: &Path, min_free: u64) {
-        if !self.path.exists() {
+        if !self.is_laid() {
             let _ = Ballast::lay(directory, self.bytes, min_free + self.bytes);
         }
     }

@@ -3,6 +3,8 @@
 //! Written once over [`Store`], so that every back end behaves alike. The ledger in memory is changed along the way;
 //! when a transaction fails it is read anew from the store, so that the two can never drift apart.
 
+use std::time::Duration;
+
 use super::body::{BodySource, NewBody};
 use super::item::{BodyId, Item, ItemId, State};
 use super::ledger::{Ledger, Row};
@@ -10,7 +12,7 @@ use super::{
     Accept, Admission, Ask, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, Done, Fate, Gate, Grant, Part,
     Placed, Settle, Slots, SpoolError, Store, Touched,
 };
-use crate::message::{Envelope, Queue, QueueId, Reason, Recipient, Route, Timestamp};
+use crate::message::{Envelope, LaneId, Queue, QueueId, Reason, Recipient, Route, Timestamp};
 
 /// Items read from a line at once, so that a claim for one never reads thousands.
 const READ_AHEAD: usize = 64;
@@ -18,6 +20,8 @@ const READ_AHEAD: usize = 64;
 const READ_AHEAD_METERED: usize = 2;
 /// Items in flight at a crash that are put back in one transaction.
 const RECOVER_AT_ONCE: usize = 1000;
+/// A `maybe` item that was to change its route is tried again on its own one after this.
+const MAYBE_RETRY: Duration = Duration::from_secs(15 * 60);
 /// A process that slept for longer than this closes no more than so many empty days.
 const MOST_TURNS: usize = 64;
 
@@ -58,14 +62,21 @@ impl<S: Store> Spool<S> {
                     spool.ledger.release(item.lane, item.stream, reservation, 0, now);
                 }
                 item.state = spool.waiting_state(item.queue);
-                item.maybe = true;
+                (item.maybe, item.reason) = (true, Reason::Pinned);
                 item.deadline = None;
                 item.due = now;
-                spool.replace(&old, &item)?;
+                if item.envelope.recipients.is_empty() {
+                    spool.put_aside_unreadable(&old)?;
+                    recovered.damaged += 1;
+                } else {
+                    spool.replace(&old, &item)?;
+                }
             }
             if done {
                 for body in spool.store.damaged() {
-                    for old in spool.store.of_body(body)? {
+                    // Those of an earlier start are found again; they are no news.
+                    let fresh = |i: &Item| i.state != State::Quarantined;
+                    for old in spool.store.of_body(body)?.into_iter().filter(fresh) {
                         let item = Item { state: State::Quarantined, ..old.clone() };
                         spool.replace(&old, &item)?;
                         recovered.damaged += 1;
@@ -137,8 +148,14 @@ impl<S: Store> Spool<S> {
     fn run(&mut self, batch: &Batch, work: &mut Work<'_>) -> Result<(), SpoolError> {
         for _ in 0..MOST_TURNS {
             let Some(turn) = work.gate.turn(&self.ledger, work.now) else { break };
+            let total = |ledger: &Ledger| ledger.lane(LaneId::TOTAL).map(|lane| lane.record);
+            let before = total(&self.ledger);
             self.ledger.roll(&turn);
-            work.done.turned = true;
+            work.done.days.extend(total(&self.ledger).map(|after| (before, after)));
+        }
+        if !batch.chores.is_empty() || !work.done.days.is_empty() {
+            // Whoever keeps house looks in again when the day ends, mail or no mail.
+            work.wake_at(self.ledger.span().map(|span| span.ends));
         }
         for settle in &batch.settles {
             self.settle(settle, work)?;
@@ -168,6 +185,10 @@ impl<S: Store> Spool<S> {
         for part in &accept.parts {
             self.place(accept, part, &mut items, work);
         }
+        if items.is_empty() {
+            // A body that no item names would stay for ever.
+            return Ok(Vec::new());
+        }
         let body = self.store.insert_body(&accept.body, accept.id, items.len() as u64)?;
         self.last_message = self.last_message.max(accept.id);
         let mut placed = Vec::with_capacity(items.len());
@@ -183,13 +204,18 @@ impl<S: Store> Spool<S> {
                 reason: item.reason,
             });
             if item.state == State::InFlight {
+                let route = item.queue.route();
                 match &accept.body {
                     // It is in memory already: no need to read it back.
                     NewBody::Memory { bytes, crc, .. } => {
                         let body = BodySource::Memory(bytes.clone());
                         work.done.handed.push(Claimed { item, body, crc: *crc, at: work.now });
                     }
-                    NewBody::File { .. } => self.hand_over(item, work)?,
+                    NewBody::File { .. } => {
+                        if matches!(self.hand_over(item, work)?, Claiming::Damaged) {
+                            work.untake(route);
+                        }
+                    }
                 }
             } else {
                 work.touch(&item);
@@ -217,7 +243,9 @@ impl<S: Store> Spool<S> {
         let split = usize::try_from(admission.new).unwrap_or(usize::MAX).min(part.recipients.len());
         let (mut new, rest) = part.recipients.split_at(split);
         let lane_queue = Queue::New(part.lane);
-        if !new.is_empty() && self.nobody_waits(lane_queue) && work.take(Route::New) {
+        let ahead = |queue| items.iter().any(|i| i.queue == queue && i.state.is_waiting());
+        let (new_is_free, legacy_is_free) = (!ahead(lane_queue), !ahead(Queue::Legacy));
+        if !new.is_empty() && new_is_free && self.nobody_waits(lane_queue) && work.take(Route::New) {
             let (granted, reservation) = self.grant(Ask { recipients: new.len() as u64, ..ask }, work);
             if granted == 0 {
                 work.untake(Route::New);
@@ -238,7 +266,7 @@ impl<S: Store> Spool<S> {
             items.push(item);
         }
         if !rest.is_empty() {
-            let at_once = self.nobody_waits(Queue::Legacy) && work.take(Route::Legacy);
+            let at_once = legacy_is_free && self.nobody_waits(Queue::Legacy) && work.take(Route::Legacy);
             let state = if at_once { State::InFlight } else { State::Ready };
             items.push(self.fresh(accept, part, rest, Queue::Legacy, state, admission.rest_reason, work.now));
         }
@@ -288,7 +316,7 @@ impl<S: Store> Spool<S> {
         let metered = self.waiting_state(claim.queue) == State::Held;
         let mut read_ahead = if metered { READ_AHEAD_METERED } else { READ_AHEAD };
         'streams: for &stream in &claim.streams {
-            while answer.items < claim.most_items {
+            while answer.items < claim.most_items && answer.blocked.is_none() {
                 let most = (claim.most_items - answer.items).min(read_ahead);
                 read_ahead = (read_ahead * 2).min(READ_AHEAD);
                 let items = self.store.due(claim.queue, stream, work.now, most)?;
@@ -298,13 +326,14 @@ impl<S: Store> Spool<S> {
                 for item in items {
                     match self.claim_item(item, work)? {
                         Claiming::Claimed => answer.items += 1,
+                        Claiming::Damaged => {}
                         Claiming::StreamBlocked(until) => {
                             answer.next_due.push((stream, Some(until)));
                             continue 'streams;
                         }
                         Claiming::Blocked(until) => {
                             answer.blocked = Some((stream, until));
-                            break 'streams;
+                            break;
                         }
                     }
                 }
@@ -315,6 +344,11 @@ impl<S: Store> Spool<S> {
     }
 
     fn claim_item(&mut self, old: Item, work: &mut Work<'_>) -> Result<Claiming, SpoolError> {
+        if old.envelope.recipients.is_empty() {
+            self.put_aside_unreadable(&old)?;
+            work.done.quarantined.push(old.message);
+            return Ok(Claiming::Damaged);
+        }
         let ask = Ask { lane: old.lane, stream: old.stream, recipients: old.recipients() };
         let mut item = old.clone();
         if let Queue::New(_) = old.queue {
@@ -338,16 +372,14 @@ impl<S: Store> Spool<S> {
                         self.store.reference_body(item.body, 1)?;
                         self.store.insert(&item)?;
                         self.ledger.enter(&item);
-                        self.hand_over(item, work)?;
-                        return Ok(Claiming::Claimed);
+                        return self.hand_over(item, work);
                     }
                 }
             }
         }
         item.state = State::InFlight;
         self.replace(&old, &item)?;
-        self.hand_over(item, work)?;
-        Ok(Claiming::Claimed)
+        self.hand_over(item, work)
     }
 
     /// Tokens for a fresh message: how many recipients, and the reservation when the lane is metered.
@@ -363,11 +395,10 @@ impl<S: Store> Spool<S> {
         }
     }
 
-    fn hand_over(&mut self, item: Item, work: &mut Work<'_>) -> Result<(), SpoolError> {
-        if let Some(claimed) = self.with_body(item, work.now)? {
-            work.done.handed.push(claimed);
-        }
-        Ok(())
+    fn hand_over(&mut self, item: Item, work: &mut Work<'_>) -> Result<Claiming, SpoolError> {
+        let Some(claimed) = self.with_body(item, work.now)? else { return Ok(Claiming::Damaged) };
+        work.done.handed.push(claimed);
+        Ok(Claiming::Claimed)
     }
 
     /// Joins an item with its octets. An item whose body is gone is damaged: it is put aside, not sent.
@@ -409,6 +440,9 @@ impl<S: Store> Spool<S> {
         }
         if relayed > 0 {
             self.ledger.count_relayed(old.lane, old.queue, relayed);
+            let total = self.ledger.lane(LaneId::TOTAL).filter(|_| old.queue.route() == Route::New);
+            let beyond = total.and_then(|t| Some(t.today.sent.saturating_sub(t.record.limit?))).unwrap_or(0);
+            work.done.overrun_recipients += beyond.min(relayed);
         }
         let mut rest = self.remainders(settle, work.now).into_iter();
         match rest.next() {
@@ -464,9 +498,13 @@ impl<S: Store> Spool<S> {
             Fate::Unknown { due } => {
                 (item.state, item.due) = (State::Deferred, due);
                 // Only the route that may have it may try again.
-                (item.maybe, item.deadline) = (true, None);
+                (item.maybe, item.deadline, item.reason) = (true, None, Reason::Pinned);
             }
             Fate::Untouched => item.state = self.waiting_state(item.queue),
+            // The refusal is this attempt's; an earlier one may have been taken. Never by both routes.
+            Fate::Rerouted { .. } if item.maybe => {
+                (item.state, item.due) = (State::Deferred, now.after(MAYBE_RETRY));
+            }
             Fate::Rerouted { reason } => {
                 (item.state, item.queue, item.reason) = (State::Ready, Queue::Legacy, reason);
                 (item.due, item.deadline) = (now, None);
@@ -508,6 +546,11 @@ impl<S: Store> Spool<S> {
     fn take_expired(&mut self, most: usize, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
         let mut answer = ChoreAnswer::default();
         for old in self.store.expired(false, work.now, most)? {
+            if old.envelope.recipients.is_empty() {
+                self.put_aside_unreadable(&old)?;
+                work.done.quarantined.push(old.message);
+                continue;
+            }
             let mut item = old.clone();
             item.state = State::InFlight;
             self.replace(&old, &item)?;
@@ -563,6 +606,15 @@ impl<S: Store> Spool<S> {
         Ok(answer)
     }
 
+    /// An item whose envelope could not be read has nobody to go to: put aside, and the rest goes on. Only its state is
+    /// written: the octets that cannot be read stay as they are.
+    fn put_aside_unreadable(&mut self, old: &Item) -> Result<(), SpoolError> {
+        self.store.set_state(old.id, State::Quarantined)?;
+        self.ledger.leave(old);
+        self.ledger.enter(&Item { state: State::Quarantined, ..old.clone() });
+        Ok(())
+    }
+
     // --- helpers ------------------------------------------------------------------------------------------------
 
     fn replace(&mut self, old: &Item, item: &Item) -> Result<(), SpoolError> {
@@ -583,7 +635,7 @@ impl<S: Store> Spool<S> {
             Queue::Legacy => State::Ready,
             Queue::New(lane) => {
                 let metered = |id| self.ledger.lane(id).is_some_and(|l| l.record.limit.is_some());
-                if metered(lane) || metered(crate::message::LaneId::TOTAL) { State::Held } else { State::Ready }
+                if metered(lane) || metered(LaneId::TOTAL) { State::Held } else { State::Ready }
             }
         }
     }
@@ -598,6 +650,8 @@ impl<S: Store> Spool<S> {
 
 enum Claiming {
     Claimed,
+    /// Put aside; the connection is for the next one.
+    Damaged,
     StreamBlocked(Timestamp),
     Blocked(Timestamp),
 }
@@ -627,9 +681,12 @@ impl Work<'_> {
         if item.state.is_waiting() {
             self.done.touched.push(Touched { queue: item.queue, stream: item.stream, due: item.due });
         }
-        for time in [item.deadline, item.expires].into_iter().flatten() {
-            self.done.wake = Some(self.done.wake.map_or(time, |w| w.min(time)));
-        }
+        self.wake_at(item.deadline);
+        self.wake_at(item.expires);
+    }
+
+    fn wake_at(&mut self, time: Option<Timestamp>) {
+        self.done.wake = [self.done.wake, time].into_iter().flatten().min();
     }
 }
 

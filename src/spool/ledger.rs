@@ -68,6 +68,14 @@ impl LaneLedger {
         }
     }
 
+    /// Adds to `slot` and drops the slots that left every window. Returns all that changed.
+    fn charge(&mut self, slot: Slot, recipients: u64) -> impl Iterator<Item = Slot> + use<> {
+        *self.slots.entry(slot).or_default() += recipients;
+        let kept = self.slots.split_off(&Slot(slot.0 - ROLLING_SLOTS - 1));
+        let gone = std::mem::replace(&mut self.slots, kept);
+        gone.into_keys().chain([slot])
+    }
+
     /// Recipients that count against today: reserved today, and reserved on earlier days but not settled yet.
     pub fn reserved_today(&self) -> u64 {
         let carried: u64 = self.outstanding.iter().filter(|((_, day), _)| *day < self.today.day).map(|(_, n)| n).sum();
@@ -118,7 +126,7 @@ pub struct Turn {
     pub lanes: Vec<LaneRecord>,
 }
 
-/// One stored row. What [`Ledger::take_changes`] gives and [`Ledger::restore`] takes.
+/// One stored row. What `Ledger::take_changes` gives and `Ledger::restore` takes.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Row {
@@ -267,7 +275,7 @@ impl Ledger {
         let slot = now.slot();
         for id in both(lane) {
             let Some(entry) = self.lanes.get_mut(&id) else { continue };
-            *entry.slots.entry(slot).or_default() += recipients;
+            self.changes.slots.extend(entry.charge(slot, recipients).map(|slot| (id, slot)));
             *entry.outstanding.entry((slot, day)).or_default() += recipients;
             entry.today.reserved += recipients;
             entry.streams.entry((stream, day)).or_default().reserved += recipients;
@@ -275,13 +283,6 @@ impl Ledger {
                 // Never backwards: a clock that stepped back must not refill the bucket.
                 entry.arrival = entry.arrival.max(*arrival);
             }
-            // Slots that left every window make room; their rows go with them.
-            let oldest = Slot(slot.0 - ROLLING_SLOTS - 1);
-            while entry.slots.first_key_value().is_some_and(|(s, _)| *s < oldest) {
-                let (gone, _) = entry.slots.pop_first().expect("just seen");
-                self.changes.slots.insert((id, gone));
-            }
-            self.changes.slots.insert((id, slot));
             self.changes.days.insert((id, day));
             self.changes.streams.insert((id, stream, day));
             self.changes.lanes.insert(id);
@@ -317,8 +318,7 @@ impl Ledger {
                 self.changes.slots.insert((id, slot));
             }
             if slot_now > slot && used > 0 {
-                *entry.slots.entry(slot_now).or_default() += used;
-                self.changes.slots.insert((id, slot_now));
+                self.changes.slots.extend(entry.charge(slot_now, used).map(|slot| (id, slot)));
             }
             let today = entry.today.day;
             if day == today {
@@ -342,9 +342,8 @@ impl Ledger {
     pub(super) fn count_unmetered(&mut self, lane: LaneId, recipients: u64, now: Timestamp) {
         for id in both(lane) {
             let Some(entry) = self.lanes.get_mut(&id) else { continue };
-            *entry.slots.entry(now.slot()).or_default() += recipients;
+            self.changes.slots.extend(entry.charge(now.slot(), recipients).map(|slot| (id, slot)));
             entry.today.reserved += recipients;
-            self.changes.slots.insert((id, now.slot()));
             self.changes.days.insert((id, entry.today.day));
         }
     }
@@ -479,6 +478,9 @@ impl Ledger {
             while entry.history.len() > HISTORY_DAYS {
                 entry.history.pop_front();
             }
+            // As a turn leaves it, so that a restart changes no answer.
+            let today = entry.today.day;
+            entry.streams.retain(|(_, day), _| day.0 >= today.0 - STREAM_DAYS);
         }
         ledger
     }

@@ -217,6 +217,13 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn set_state(&mut self, id: ItemId, state: State) -> Result<(), SpoolError> {
+        if let Some(item) = self.items.get(&id).cloned() {
+            self.put(id, Some(Item { state, ..item }));
+        }
+        Ok(())
+    }
+
     fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError> {
         Ok(self.items.get(&id).cloned())
     }

@@ -10,7 +10,9 @@
 //! Plain: [`item`], [`ledger`], [`engine`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`].
 
 pub mod body;
+mod checkpoint;
 pub mod committer;
+mod database;
 pub mod disk;
 pub mod engine;
 pub mod item;
@@ -29,7 +31,7 @@ pub use engine::Spool;
 pub use item::{BodyId, Item, ItemId, Reservation, State};
 pub use ledger::{Ledger, Row, Turn};
 
-use crate::message::{LaneId, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
+use crate::message::{LaneId, LaneRecord, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
 use body::NewBody;
 
 /// Why the spool could not take or return something.
@@ -208,7 +210,8 @@ pub enum Fate {
     },
     /// Nothing was said about it: back in line as it was.
     Untouched,
-    /// Definitely not accepted by this route; the other one takes it.
+    /// Definitely not accepted by this route; the legacy server takes it. An item that is `maybe` keeps its route
+    /// all the same, and is deferred.
     Rerouted {
         /// Why.
         reason: Reason,
@@ -255,9 +258,11 @@ pub struct Claim {
 pub struct ClaimAnswer {
     /// Items handed over.
     pub items: usize,
-    /// For each stream asked about, when its first item is due; `None`: the line is empty.
+    /// For each stream asked about, in that order, when asking about it again can help as far as the stream alone is
+    /// concerned: when its first item is due, or its share has room. `None`: nothing waits.
     pub next_due: Vec<(StreamId, Option<Timestamp>)>,
-    /// The lane refused this stream: asking again for it, or for those after it, helps from here on.
+    /// The lane refused this stream: asking again for it, or for those after it, helps from here on, whatever
+    /// `next_due` says.
     pub blocked: Option<(StreamId, Timestamp)>,
 }
 
@@ -364,8 +369,13 @@ pub struct Done {
     pub refunded: Vec<Queue>,
     /// The earliest deadline and expiry among what was written; hints for timers.
     pub wake: Option<Timestamp>,
-    /// A day began.
-    pub turned: bool,
+    /// The total at each change of day, oldest first: what it was, and what it is now.
+    pub days: Vec<(Option<LaneRecord>, LaneRecord)>,
+    /// Messages of items that were put aside, since their envelope cannot be read.
+    pub quarantined: Vec<QueueId>,
+    /// Recipients that the new server acknowledged beyond the day's limit. Counted from acknowledgements, not from the
+    /// reservations that keep it from happening.
+    pub overrun_recipients: u64,
 }
 
 /// Rows and bodies of one spool. One caller; `begin` … `commit` is one transaction, durable when `commit` returns.
@@ -392,6 +402,8 @@ pub trait Store: Send {
     fn insert(&mut self, item: &Item) -> Result<(), SpoolError>;
     /// Replaces the item of that id.
     fn update(&mut self, item: &Item) -> Result<(), SpoolError>;
+    /// Changes the state of an item and nothing else.
+    fn set_state(&mut self, id: ItemId, state: State) -> Result<(), SpoolError>;
     /// One item.
     fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError>;
     /// Removes the item.

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, params};
 
 use super::SpoolError;
+use super::database::{ITEM, database, read_item};
 use super::item::{Item, ItemId, State};
-use super::sqlite::{ITEM, database, read_item};
 use crate::message::{QueueId, StreamId, Timestamp};
 
 /// Which items are meant: those that match all that is set.

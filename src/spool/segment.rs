@@ -66,6 +66,11 @@ impl Segments {
         })
     }
 
+    /// Begins a new segment after so many octets from here on.
+    pub fn set_most_bytes(&mut self, bytes: u64) {
+        self.most_bytes = bytes;
+    }
+
     /// The file of a segment.
     pub fn path(&self, id: SegmentId) -> PathBuf {
         self.directory.join(format!("{id:08}.seg"))
@@ -146,11 +151,12 @@ impl Segments {
     }
 
     fn create(&mut self) -> io::Result<Current> {
+        // Also when this fails half-way: the name may be taken then.
         let id = self.next;
+        self.next += 1;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.path(id))?;
         // Its name must survive a power cut before a 250 depends on what is in it.
         sync_directory(&self.directory)?;
-        self.next += 1;
         Ok(Current { id, file: Arc::new(file), end: 0, start: 0, pending: Vec::new() })
     }
 }
@@ -200,15 +206,21 @@ pub fn read_body(path: &Path, offset: u64, size: u64) -> io::Result<Vec<u8>> {
     Ok(octets)
 }
 
-/// Syncs on their way. Dropping it without waiting is only right when the process is about to end.
+/// Syncs on their way. Dropping it without waiting is only right when the process is about to end, or when no row will
+/// ever name what was written.
 #[must_use]
 #[derive(Debug)]
 pub struct Pending(Vec<mpsc::Receiver<io::Result<()>>>);
 
 impl Pending {
     /// Returns when everything is on disk. An error is fatal: what the disk holds is unknown, and asking again lies.
-    pub fn wait(self) -> io::Result<()> {
-        for answer in self.0 {
+    pub fn wait(mut self) -> io::Result<()> {
+        self.wait_all()
+    }
+
+    /// Like [`Pending::wait`]; a second time there is nothing left to wait for.
+    pub fn wait_all(&mut self) -> io::Result<()> {
+        for answer in self.0.drain(..) {
             answer.recv().map_err(|_| io::Error::other("the sync thread has ended"))??;
         }
         Ok(())

@@ -7,65 +7,32 @@
 //!
 //! One writer. A second connection, in a thread of its own, moves the write-ahead log into the database.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row as SqlRow, ToSql, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, ToSql, params};
 
 use super::body::NewBody;
+use super::checkpoint::Checkpointer;
+use super::database::{ITEM, SCHEMA_VERSION, connect, create, database, ledger_rows, read_item, rows, system};
 use super::disk::{Ballast, DataDirectory, Watermark, free_and_size, share_of};
-use super::item::{BodyId, Item, ItemId, Reservation, State, decode_envelope, encode_envelope};
-use super::ledger::{HISTORY_DAYS, Row, StreamDay, Total};
+use super::item::{BodyId, Item, ItemId, State, encode_envelope};
+use super::ledger::{HISTORY_DAYS, Row};
 use super::segment::{self, SegmentId, Segments, read_body};
 use super::{BodySource, SpoolError, Store};
-use crate::message::{
-    Day, DayRecord, DaySpan, Envelope, LaneId, LaneRecord, Queue, QueueId, Reason, Slot, StreamId, Timestamp,
-};
+use crate::message::{Queue, QueueId, StreamId, Timestamp};
 
 /// Bodies up to here lie in the database; larger ones in segments.
 const INLINE_MAX: u64 = 4 << 10;
-const SCHEMA_VERSION: i64 = 1;
-const PAGE_BYTES: u64 = 4096;
 /// Write-ahead log at which the checkpoint thread is woken, on a file system with room for it.
 const CHECKPOINT_BYTES: u64 = 32 << 20;
-/// Times that size at which the committer helps, between two batches, so that the log cannot grow for ever.
-const CHECKPOINT_HELP: u64 = 4;
-const STATEMENTS: usize = 64;
-
-const SCHEMA: &str = "
-CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
--- data: inline; seg and off: in a segment; neither: the file large/<message>
-CREATE TABLE body(id INTEGER PRIMARY KEY, message INT, refs INT, size INT, crc INT, seg INT, off INT, data BLOB);
--- synced: end known to be on disk; tail: first body that may lie beyond it
-CREATE TABLE seg(id INTEGER PRIMARY KEY, live INT, synced INT, tail INT);
-CREATE TABLE item(id INTEGER PRIMARY KEY, message INT, body INT, size INT, queue INT, lane INT, stream INT, state INT,
-  maybe INT, reason INT, accepted INT, due INT, deadline INT, expires INT, attempts INT, slot INT, day INT,
-  reserved INT, rcpts INT, envelope BLOB, reply TEXT);
-CREATE INDEX item_line ON item(queue, stream, due, id) WHERE state < 3;
-CREATE INDEX item_deadline ON item(deadline, id) WHERE state < 3 AND deadline IS NOT NULL;
-CREATE INDEX item_expires ON item(expires, id) WHERE state < 3 AND expires IS NOT NULL;
-CREATE INDEX item_dead ON item(expires, id) WHERE state = 4;
-CREATE INDEX item_state ON item(state, id);
-CREATE TABLE total(queue INT, stream INT, state INT, items INT, rcpts INT, bytes INT,
-  PRIMARY KEY(queue, stream, state)) WITHOUT ROWID;
-CREATE TABLE span(one INTEGER PRIMARY KEY CHECK(one = 1), day INT, starts INT, ends INT);
-CREATE TABLE lane(id INTEGER PRIMARY KEY, stage INT, max INT, share REAL, braked_run INT, last_braked INT,
-  complete_run INT, complete INT, stalled_run INT, arrival INT);
-CREATE TABLE slot(lane INT, slot INT, reserved INT, PRIMARY KEY(lane, slot)) WITHOUT ROWID;
-CREATE TABLE day(lane INT, day INT, max INT, stage INT, offered INT, reserved INT, sent INT, legacy INT, braked INT,
-  PRIMARY KEY(lane, day)) WITHOUT ROWID;
-CREATE TABLE stream_day(lane INT, stream INT, day INT, offered INT, reserved INT,
-  PRIMARY KEY(lane, stream, day)) WITHOUT ROWID;
-";
-
-pub(super) const ITEM: &str = "id, message, body, size, queue, lane, stream, state, maybe, reason, accepted, due, deadline, \
-                    expires, attempts, slot, day, reserved, envelope, reply";
+/// `seg.tail` of a segment that is synced to its end.
+const NO_TAIL: i64 = i64::MAX;
 
 /// Room the spool may use.
 #[derive(Clone, Copy, Debug)]
@@ -78,19 +45,29 @@ pub struct DiskLimits {
 
 /// See the module's header.
 pub struct SqliteStore {
-    directory: DataDirectory,
     connection: Connection,
     segments: Segments,
     live: BTreeMap<SegmentId, i64>,
     change: HashMap<SegmentId, i64>,
     tails: HashMap<SegmentId, i64>,
+    /// Segments whose last bodies the next start would have to look at.
+    open_tails: BTreeSet<SegmentId>,
     unlink: Vec<PathBuf>,
     last_body: i64,
+    /// Highest item id and queue id ever stored, and what of it is on disk: rows that are gone must not free their ids.
+    last_ids: (i64, i64),
+    saved_ids: (i64, i64),
     damaged: Vec<BodyId>,
     watermark: Watermark,
     ballast: Ballast,
+    ballast_is_out: bool,
     checkpointer: Checkpointer,
     sync_hook: Option<SyncHook>,
+    /// Every statement that was used.
+    #[cfg(test)]
+    seen: std::cell::RefCell<BTreeSet<String>>,
+    /// The last to be dropped: its lock goes when the database is closed.
+    directory: DataDirectory,
 }
 
 /// Told of each step of a commit, in order: tests use it to see that nothing is answered before it is synced.
@@ -107,22 +84,12 @@ pub enum CommitStep {
     BodiesSynced,
 }
 
-pub(super) fn database(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> SpoolError {
-    move |source| match source.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => full(),
-        _ => SpoolError::Database { doing, source },
-    }
-}
-
-fn system(doing: &'static str) -> impl FnOnce(io::Error) -> SpoolError {
-    move |source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full(),
-        _ => SpoolError::Io { doing, source },
-    }
-}
-
-fn full() -> SpoolError {
-    SpoolError::Full { free_bytes: 0, required_bytes: 0, used_bytes: 0 }
+/// Which sync a commit waits for before it starts the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Neither: nothing in this transaction was answered for before.
+    SideBySide,
+    BodiesFirst,
 }
 
 impl SqliteStore {
@@ -133,7 +100,10 @@ impl SqliteStore {
         let share = share_of(size);
         let file = path.join("spool.db");
         let mut connection = connect(&file)?;
-        let checkpointer = Checkpointer::start(&file, CHECKPOINT_BYTES.min(share))?;
+        let log_bytes = CHECKPOINT_BYTES.min(share);
+        // It is the writer that cuts a log which has grown when it starts over at the front.
+        connection.pragma_update(None, "journal_size_limit", log_bytes).map_err(database("setting up the database"))?;
+        let checkpointer = Checkpointer::start(&file, log_bytes)?;
         let log_pages = checkpointer.log_pages.clone();
         let note = move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
             log_pages.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
@@ -159,6 +129,14 @@ impl SqliteStore {
         let last_body = connection
             .query_row("SELECT ifnull(max(id), 0) FROM body", [], |r| r.get(0))
             .map_err(database("reading bodies"))?;
+        let last_ids = connection
+            .query_row(
+                "SELECT ifnull((SELECT value FROM meta WHERE key = 'last_item'), 0),
+                   ifnull((SELECT value FROM meta WHERE key = 'last_message'), 0)",
+                [],
+                |r| Ok((r.get(0)?, r.get(1)?)),
+            )
+            .map_err(database("reading the last ids"))?;
         let live: BTreeMap<SegmentId, i64> =
             rows(&connection, "SELECT id, live FROM seg", |r| Ok((r.get(0)?, r.get(1)?)))?.into_iter().collect();
         let directory_of_segments = path.join("segments");
@@ -168,6 +146,7 @@ impl SqliteStore {
         let mut store = SqliteStore {
             watermark: Watermark { path: path.clone(), min_free: limits.min_free, max_used: limits.max_used },
             ballast: Ballast::lay(&path, share, limits.min_free).map_err(system("laying the ballast"))?,
+            ballast_is_out: false,
             checkpointer,
             directory,
             connection,
@@ -175,12 +154,24 @@ impl SqliteStore {
             live,
             change: HashMap::new(),
             tails: HashMap::new(),
+            open_tails: BTreeSet::new(),
             unlink: Vec::new(),
             last_body,
+            last_ids,
+            saved_ids: last_ids,
             damaged: Vec::new(),
             sync_hook: None,
+            #[cfg(test)]
+            seen: Default::default(),
         };
-        store.mend(&on_disk)?;
+        match store.mend(&on_disk) {
+            // Killed on a full disk: what frees room is delivery, and that needs a start.
+            Err(SpoolError::Full { .. }) if store.ballast.free() => {
+                store.rollback()?;
+                store.mend(&on_disk)?;
+            }
+            result => result?,
+        }
         Ok(store)
     }
 
@@ -189,17 +180,32 @@ impl SqliteStore {
         self.sync_hook = Some(hook);
     }
 
+    /// Begins a new segment after so many octets, so that a test need not write many MiB to see one change.
+    pub fn set_segment_bytes(&mut self, bytes: u64) {
+        self.segments.set_most_bytes(bytes);
+    }
+
+    /// Moves the log into the database from so many octets on, for a test that cannot write many MiB.
+    pub fn set_log_bytes(&mut self, bytes: u64) -> Result<(), SpoolError> {
+        self.checkpointer.every_bytes = bytes;
+        self.connection.pragma_update(None, "journal_size_limit", bytes).map_err(database("setting up the database"))
+    }
+
     /// The data directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// Checks what lay beyond the synced end of each segment, and removes files that no row names.
+    ///
+    /// In order, not side by side: the copies are synced before the rows that name them, since these bodies may have
+    /// been answered for, and the old segment is removed after both.
     fn mend(&mut self, on_disk: &[SegmentId]) -> Result<(), SpoolError> {
         self.begin()?;
+        let mut marks = BTreeMap::new();
         let beyond = rows(
             &self.connection,
-            "SELECT b.id, b.size, b.crc, b.seg, b.off FROM seg s JOIN body b ON b.id >= s.tail AND b.seg = s.id",
+            "SELECT b.id, b.size, b.crc, b.seg, b.off FROM seg s CROSS JOIN body b ON b.id >= s.tail AND b.seg = s.id",
             |r| Ok((r.get::<_, i64>(0)?, r.get::<_, u64>(1)?, r.get::<_, u32>(2)?, r.get::<_, i64>(3)?, r.get(4)?)),
         )?;
         for (id, size, crc, segment, offset) in beyond {
@@ -208,14 +214,20 @@ impl SqliteStore {
                     let (to, at) = self.segments.append(octets.into()).map_err(system("copying a body"))?;
                     *self.change.entry(segment).or_default() -= 1;
                     *self.change.entry(to).or_default() += 1;
-                    self.tails.entry(to).or_insert(id);
                     self.execute("UPDATE body SET seg = ?2, off = ?3 WHERE id = ?1", params![id, to, at])?;
                 }
-                _ => self.damaged.push(BodyId(id)),
+                _ => {
+                    self.damaged.push(BodyId(id));
+                    marks.entry(segment).and_modify(|first: &mut i64| *first = id.min(*first)).or_insert(id);
+                }
             }
         }
-        self.execute("UPDATE seg SET tail = ?1", params![self.last_body + 1])?;
-        self.commit()?;
+        self.execute("UPDATE seg SET tail = ?1 WHERE tail <> ?1", params![NO_TAIL])?;
+        // Found again by the next start, in case this one ends before the items are put aside.
+        for (segment, first) in marks {
+            self.execute("UPDATE seg SET tail = ?2 WHERE id = ?1", params![segment, first])?;
+        }
+        self.finish(Order::BodiesFirst)?;
         for id in on_disk {
             if !self.live.contains_key(id) {
                 self.segments.remove(*id).map_err(system("removing a segment that no row names"))?;
@@ -230,7 +242,6 @@ impl SqliteStore {
         for entry in fs::read_dir(&large).map_err(system("listing large bodies"))? {
             let entry = entry.map_err(system("listing large bodies"))?;
             let Some(id) = entry.file_name().to_str().and_then(|n| n.parse::<QueueId>().ok()) else { continue };
-            // Rare and few: no index is worth it.
             let named = self
                 .statement("SELECT 1 FROM body WHERE message = ?1 AND seg IS NULL AND data IS NULL")?
                 .exists([id.0 as i64])
@@ -243,6 +254,8 @@ impl SqliteStore {
     }
 
     fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, SpoolError> {
+        #[cfg(test)]
+        self.seen.borrow_mut().insert(sql.to_string());
         self.connection.prepare_cached(sql).map_err(database("preparing a statement"))
     }
 
@@ -277,10 +290,16 @@ impl SqliteStore {
         ids
     }
 
-    fn write_segment_rows(&mut self) -> Result<Vec<SegmentId>, SpoolError> {
+    /// Writes what this transaction did to segments; returns those that it left empty, and those that were written.
+    fn write_segment_rows(&mut self) -> Result<(Vec<SegmentId>, Vec<SegmentId>), SpoolError> {
         let written: Vec<_> = self.segments.written().collect();
+        // Finished by an earlier transaction, so synced to its end: the next start need not look at it.
+        let closed: Vec<_> = self.open_tails.iter().filter(|id| !self.segments.is_current(**id)).copied().collect();
+        for id in &closed {
+            self.execute("UPDATE seg SET tail = ?2 WHERE id = ?1", params![id, NO_TAIL])?;
+        }
         for w in &written {
-            let tail = self.tails.get(&w.segment).copied().unwrap_or(self.last_body + 1);
+            let tail = self.tails.get(&w.segment).copied().unwrap_or(NO_TAIL);
             self.execute(
                 "INSERT INTO seg(id, live, synced, tail) VALUES(?1, 0, ?2, ?3)
                  ON CONFLICT(id) DO UPDATE SET synced = ?2, tail = ?3",
@@ -294,7 +313,59 @@ impl SqliteStore {
         for id in &emptied {
             self.execute("DELETE FROM seg WHERE id = ?1", params![id])?;
         }
-        Ok(emptied)
+        Ok((emptied, written.iter().map(|w| w.segment).collect()))
+    }
+
+    fn write_last_ids(&mut self) -> Result<(), SpoolError> {
+        let ((item, message), saved) = (self.last_ids, self.saved_ids);
+        for (key, id, saved) in [("last_item", item, saved.0), ("last_message", message, saved.1)] {
+            if id != saved {
+                self.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)", params![key, id])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, order: Order) -> Result<(), SpoolError> {
+        let (emptied, written) = self.write_segment_rows()?;
+        self.write_last_ids()?;
+        let bodies = !written.is_empty();
+        let mut pending = self.segments.write().map_err(system("writing bodies"))?;
+        if bodies {
+            self.hook(CommitStep::BodiesWritten);
+        }
+        if order == Order::BodiesFirst {
+            pending.wait_all().map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
+        }
+        // Both syncs run at once: the segment's in its thread, the database's in here.
+        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut s| s.execute([]).map(drop));
+        let synced = pending.wait_all();
+        // Looked at first: a full database can be tried again, a sync that failed never. If the commit stands and its
+        // bodies do not, nobody may be told that it worked, and only a restart can mend it.
+        synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
+        committed.map_err(database("committing"))?;
+        self.hook(CommitStep::DatabaseSynced);
+        if bodies {
+            self.hook(CommitStep::BodiesSynced);
+        }
+        self.saved_ids = self.last_ids;
+        for (id, change) in self.change.drain() {
+            *self.live.entry(id).or_default() += change;
+        }
+        self.tails.clear();
+        self.open_tails.retain(|id| self.segments.is_current(*id));
+        self.open_tails.extend(written);
+        // The transaction stands. An error from here on would have it undone in memory and applied again.
+        for id in emptied {
+            self.live.remove(&id);
+            let path = self.segments.path(id);
+            left_behind(&path, self.segments.remove(id));
+        }
+        for path in self.unlink.drain(..) {
+            left_behind(&path, fs::remove_file(&path));
+        }
+        self.checkpointer.after_commit(&self.connection);
+        Ok(())
     }
 
     fn forget_transaction(&mut self) {
@@ -305,151 +376,13 @@ impl SqliteStore {
     }
 }
 
-fn connect(file: &Path) -> Result<Connection, SpoolError> {
-    let connection = Connection::open(file).map_err(database("opening the database"))?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection
-        .execute_batch(
-            "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-             PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY; PRAGMA busy_timeout = 5000;",
-        )
-        .map_err(database("setting up the database"))?;
-    Ok(connection)
-}
-
-fn create(connection: &Connection) -> Result<(), SpoolError> {
-    connection
-        .execute_batch(&format!(
-            "BEGIN; {SCHEMA} INSERT INTO meta(key, value) VALUES('schema', {SCHEMA_VERSION}); COMMIT;"
-        ))
-        .map_err(database("creating the database"))
-}
-
-fn rows<T>(
-    connection: &Connection,
-    sql: &str,
-    read: impl FnMut(&SqlRow<'_>) -> rusqlite::Result<T>,
-) -> Result<Vec<T>, SpoolError> {
-    let mut statement = connection.prepare(sql).map_err(database("preparing a statement"))?;
-    let found = statement.query_map([], read).map_err(database("reading rows"))?;
-    found.collect::<rusqlite::Result<_>>().map_err(database("reading a row"))
-}
-
-/// A stored item. One whose envelope cannot be read comes back without recipients, quarantined in all but name.
-pub(super) fn read_item(row: &SqlRow<'_>) -> rusqlite::Result<Item> {
-    let damaged = |column, what: &'static str| {
-        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Integer, what.into())
-    };
-    let time =
-        |column| -> rusqlite::Result<Option<Timestamp>> { Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp)) };
-    let envelope: Option<Envelope> = decode_envelope(row.get_ref(18)?.as_blob()?);
-    let slot: Option<i64> = row.get(15)?;
-    Ok(Item {
-        id: ItemId(row.get(0)?),
-        message: QueueId(row.get::<_, i64>(1)? as u64),
-        body: BodyId(row.get(2)?),
-        size: row.get(3)?,
-        queue: Queue::from_code(row.get(4)?).ok_or_else(|| damaged(4, "unknown line"))?,
-        lane: LaneId(row.get(5)?),
-        stream: StreamId(row.get(6)?),
-        state: State::from_code(row.get(7)?).ok_or_else(|| damaged(7, "unknown state"))?,
-        maybe: row.get(8)?,
-        reason: Reason::ALL.get(row.get::<_, usize>(9)?).copied().ok_or_else(|| damaged(9, "unknown reason"))?,
-        accepted: Timestamp(row.get(10)?),
-        due: Timestamp(row.get(11)?),
-        deadline: time(12)?,
-        expires: time(13)?,
-        attempts: row.get(14)?,
-        reservation: match slot {
-            Some(slot) => Some(Reservation { slot: Slot(slot), day: Day(row.get(16)?), recipients: row.get(17)? }),
-            None => None,
-        },
-        envelope: envelope.ok_or_else(|| damaged(18, "unreadable envelope"))?,
-        last_reply: row.get(19)?,
-    })
-}
-
 impl Store for SqliteStore {
     fn ledger_rows(&mut self) -> Result<Vec<Row>, SpoolError> {
-        let c = &self.connection;
-        let mut all = Vec::new();
-        all.extend(rows(c, "SELECT day, starts, ends FROM span", |r| {
-            let (starts, ends) = (Timestamp(r.get(1)?), Timestamp(r.get(2)?));
-            Ok(Row::Span(DaySpan { day: Day(r.get(0)?), starts, ends }))
-        })?);
-        all.extend(rows(
-            c,
-            "SELECT id, stage, max, share, braked_run, last_braked, complete_run, complete, stalled_run, arrival FROM lane",
-            |r| {
-                let record = LaneRecord {
-                    lane: LaneId(r.get(0)?),
-                    stage: r.get(1)?,
-                    limit: r.get(2)?,
-                    share: r.get(3)?,
-                    braked_run: r.get(4)?,
-                    last_braked: r.get::<_, Option<i32>>(5)?.map(Day),
-                    complete_run: r.get(6)?,
-                    complete: r.get(7)?,
-                    stalled_run: r.get(8)?,
-                };
-                Ok(Row::Lane { record, arrival: Timestamp(r.get(9)?) })
-            },
-        )?);
-        all.extend(rows(
-            c,
-            "SELECT lane, day, max, stage, offered, reserved, sent, legacy, braked FROM day ORDER BY lane, day",
-            |r| {
-                let record = DayRecord {
-                    day: Day(r.get(1)?),
-                    limit: r.get(2)?,
-                    stage: r.get(3)?,
-                    offered: r.get(4)?,
-                    reserved: r.get(5)?,
-                    sent: r.get(6)?,
-                    legacy: r.get(7)?,
-                    braked: r.get(8)?,
-                };
-                Ok(Row::Day { lane: LaneId(r.get(0)?), record })
-            },
-        )?);
-        all.extend(rows(c, "SELECT lane, slot, reserved FROM slot", |r| {
-            Ok(Row::Slot { lane: LaneId(r.get(0)?), slot: Slot(r.get(1)?), reserved: r.get(2)? })
-        })?);
-        all.extend(rows(c, "SELECT lane, stream, day, offered, reserved FROM stream_day", |r| {
-            let counts = StreamDay { offered: r.get(3)?, reserved: r.get(4)? };
-            Ok(Row::Stream { lane: LaneId(r.get(0)?), stream: StreamId(r.get(1)?), day: Day(r.get(2)?), counts })
-        })?);
-        let totals = rows(c, "SELECT queue, stream, state, items, rcpts, bytes FROM total", |r| {
-            let total = Total { items: r.get(3)?, recipients: r.get(4)?, bytes: r.get(5)? };
-            Ok((r.get(0)?, r.get(1)?, r.get(2)?, total))
-        })?;
-        for (queue, stream, state, total) in totals {
-            if let (Some(queue), Some(state)) = (Queue::from_code(queue), State::from_code(state)) {
-                all.push(Row::Total { queue, stream: StreamId(stream), state, total });
-            }
-        }
-        all.extend(rows(c, "SELECT lane, slot, day, reserved FROM item WHERE state = 3 AND slot IS NOT NULL", |r| {
-            let reservation = Reservation { slot: Slot(r.get(1)?), day: Day(r.get(2)?), recipients: r.get(3)? };
-            Ok(Row::Outstanding { lane: LaneId(r.get(0)?), reservation })
-        })?);
-        Ok(all)
+        ledger_rows(&self.connection)
     }
 
     fn last_ids(&mut self) -> Result<(ItemId, QueueId), SpoolError> {
-        let item = self
-            .connection
-            .query_row("SELECT ifnull(max(id), 0) FROM item", [], |r| r.get(0))
-            .map_err(database("reading the last id"))?;
-        // The newest body carries a queue id close to the highest; ids also rise with the clock.
-        let message: Option<i64> = self
-            .connection
-            .query_row("SELECT max(message) FROM (SELECT message FROM body ORDER BY id DESC LIMIT 1000)", [], |r| {
-                r.get::<_, Option<i64>>(0)
-            })
-            .optional()
-            .map_err(database("reading the last queue id"))?
-            .flatten();
-        Ok((ItemId(item), QueueId(message.unwrap_or(0) as u64)))
+        Ok((ItemId(self.last_ids.0), QueueId(self.last_ids.1 as u64)))
     }
 
     fn begin(&mut self) -> Result<(), SpoolError> {
@@ -459,37 +392,7 @@ impl Store for SqliteStore {
     }
 
     fn commit(&mut self) -> Result<(), SpoolError> {
-        let emptied = self.write_segment_rows()?;
-        let bodies = self.segments.written().next().is_some();
-        let pending = self.segments.write().map_err(system("writing bodies"))?;
-        if bodies {
-            self.hook(CommitStep::BodiesWritten);
-        }
-        // Both syncs run at once: the segment's in its thread, the database's in here.
-        let committed = self.connection.prepare_cached("COMMIT").and_then(|mut s| s.execute([]).map(drop));
-        let synced = pending.wait();
-        committed.map_err(database("committing"))?;
-        self.hook(CommitStep::DatabaseSynced);
-        // The commit stands and its bodies do not: nobody may be told that it worked, and only a restart can mend it.
-        synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
-        if bodies {
-            self.hook(CommitStep::BodiesSynced);
-        }
-        for (id, change) in self.change.drain() {
-            *self.live.entry(id).or_default() += change;
-        }
-        self.tails.clear();
-        for id in emptied {
-            self.live.remove(&id);
-            self.segments.remove(id).map_err(system("removing a segment"))?;
-        }
-        for path in self.unlink.drain(..) {
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(system("removing a large body")(e)),
-                _ => {}
-            }
-        }
-        self.checkpointer.after_commit(&self.connection)
+        self.finish(Order::SideBySide)
     }
 
     fn rollback(&mut self) -> Result<(), SpoolError> {
@@ -584,6 +487,7 @@ impl Store for SqliteStore {
             ],
         )?;
         self.last_body = id;
+        self.last_ids.1 = self.last_ids.1.max(message.0 as i64);
         Ok(BodyId(id))
     }
 
@@ -638,11 +542,16 @@ impl Store for SqliteStore {
     }
 
     fn insert(&mut self, item: &Item) -> Result<(), SpoolError> {
+        self.last_ids.0 = self.last_ids.0.max(item.id.0);
         self.write_item("INSERT", item)
     }
 
     fn update(&mut self, item: &Item) -> Result<(), SpoolError> {
         self.write_item("REPLACE", item)
+    }
+
+    fn set_state(&mut self, id: ItemId, state: State) -> Result<(), SpoolError> {
+        self.execute("UPDATE item SET state = ?2 WHERE id = ?1", params![id.0, state.code()]).map(drop)
     }
 
     fn get(&mut self, id: ItemId) -> Result<Option<Item>, SpoolError> {
@@ -699,11 +608,27 @@ impl Store for SqliteStore {
     }
 
     fn room(&mut self, queued: u64) -> Result<(), SpoolError> {
-        self.watermark.check(queued)
+        self.watermark.check(queued)?;
+        if self.ballast_is_out {
+            self.ballast.restore(self.directory.path(), self.watermark.min_free);
+            self.ballast_is_out = !self.ballast.is_laid();
+        }
+        Ok(())
     }
 
     fn free_ballast(&mut self) -> bool {
+        self.ballast_is_out = true;
         self.ballast.free()
+    }
+}
+
+/// A file that should be gone is removed at the next start, which looks for files that no row names.
+fn left_behind(path: &Path, removed: io::Result<()>) {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(event = "spool.left_behind", path = %path.display(), %error, "could not remove a file");
+        }
+        _ => {}
     }
 }
 
@@ -749,63 +674,107 @@ impl SqliteStore {
     }
 }
 
-/// Moves the write-ahead log into the database beside the committer, so that no commit pays for it.
-struct Checkpointer {
-    wake: mpsc::SyncSender<()>,
-    running: Arc<AtomicBool>,
-    failed: mpsc::Receiver<rusqlite::Error>,
-    every_bytes: u64,
-    /// Pages in the log after the last commit.
-    log_pages: Arc<AtomicU64>,
-}
+#[cfg(test)]
+mod tests {
+    use super::super::database::IN_FLIGHT;
+    use super::*;
+    use crate::message::{Envelope, LaneId, Reason, Recipient, Slot};
 
-impl Checkpointer {
-    fn start(file: &Path, every_bytes: u64) -> Result<Self, SpoolError> {
-        let connection = connect(file)?;
-        connection
-            .pragma_update(None, "journal_size_limit", every_bytes)
-            .map_err(database("setting up the checkpoint thread"))?;
-        let (wake, jobs) = mpsc::sync_channel::<()>(1);
-        let (errors, failed) = mpsc::channel();
-        let running = Arc::new(AtomicBool::new(false));
-        let busy = running.clone();
-        let work = move || {
-            for () in jobs {
-                if let Err(error) = checkpoint(&connection) {
-                    let _ = errors.send(error);
-                }
-                busy.store(false, Ordering::Release);
-            }
+    fn item(n: i64) -> Item {
+        let (queue, state) = match n % 7 {
+            0 => (Queue::Legacy, State::Ready),
+            1 => (Queue::New(LaneId(1)), State::Deferred),
+            2 => (Queue::New(LaneId(1)), State::Dead),
+            _ => (Queue::New(LaneId(1)), State::Held),
         };
-        std::thread::Builder::new().name("checkpoint".into()).spawn(work).map_err(system("starting a thread"))?;
-        Ok(Checkpointer { wake, running, failed, every_bytes, log_pages: Arc::default() })
-    }
-
-    /// A checkpoint that failed is as fatal as a commit that failed.
-    fn check(&self) -> Result<(), SpoolError> {
-        match self.failed.try_recv() {
-            Ok(error) => Err(database("moving the log into the database")(error)),
-            Err(_) => Ok(()),
+        let recipient = Recipient { path: "a@example.net".into(), parameters: Bytes::new() };
+        Item {
+            id: ItemId(n),
+            message: QueueId(n as u64),
+            body: BodyId(n),
+            size: 1,
+            queue,
+            lane: LaneId(1),
+            stream: StreamId((n % 3) as u8),
+            state,
+            maybe: false,
+            reason: Reason::InQuota,
+            accepted: Timestamp(n),
+            due: Timestamp(n),
+            deadline: (n % 2 == 0).then_some(Timestamp(n)),
+            expires: (state != State::Held).then_some(Timestamp(n)),
+            attempts: 0,
+            reservation: None,
+            envelope: Envelope { reverse_path: Bytes::new(), parameters: Bytes::new(), recipients: vec![recipient] },
+            last_reply: String::new(),
         }
     }
 
-    fn after_commit(&self, connection: &Connection) -> Result<(), SpoolError> {
-        let log_bytes = self.log_pages.load(Ordering::Relaxed) * PAGE_BYTES;
-        if log_bytes < self.every_bytes {
-            return Ok(());
+    /// Every statement that the store uses between start and end, apart from those that open the ledger.
+    #[test]
+    fn nothing_that_runs_with_the_mail_reads_more_rows_than_it_needs() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = DiskLimits { min_free: u64::MAX / 2, max_used: u64::MAX };
+        let mut store = SqliteStore::open(DataDirectory::open(directory.path()).unwrap(), limits).unwrap();
+        let (line, stream, most) = (Queue::New(LaneId(1)), StreamId(1), 10);
+        store.begin().unwrap();
+        for n in 1..=20_000 {
+            let size = if n % 1000 == 0 { 5000 } else { 10 };
+            store.insert_body(&NewBody::small(vec![b'x'; size].into()), QueueId(n as u64), 1).unwrap();
+            store.insert(&item(n)).unwrap();
         }
-        if !self.running.swap(true, Ordering::AcqRel) {
-            // Steady writing never lets the thread catch up with the very end, and only then can the log start over.
-            if log_bytes > self.every_bytes * CHECKPOINT_HELP {
-                checkpoint(connection).map_err(database("moving the log into the database"))?;
-            }
-            let _ = self.wake.try_send(());
-        }
-        Ok(())
-    }
-}
+        store.commit().unwrap();
+        // As after a long time: SQLite knows how many rows there are, and still chooses the same.
+        store.connection.execute_batch("ANALYZE").unwrap();
 
-fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
-    // The answer says how much was moved; busy readers make it less, which the next round catches up.
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        store.begin().unwrap();
+        assert_eq!(store.due(line, stream, Timestamp(15_000), most).unwrap().len(), most);
+        assert!(store.next_due(line, stream).unwrap().is_some());
+        assert_eq!(store.overdue(Timestamp::NEVER, most).unwrap().len(), most);
+        assert_eq!(store.expired(false, Timestamp::NEVER, most).unwrap().len(), most);
+        assert_eq!(store.expired(true, Timestamp::NEVER, most).unwrap().len(), most);
+        assert_eq!(store.in_state(State::Deferred, ItemId(7), most).unwrap().len(), most);
+        store.body(BodyId(3)).unwrap().unwrap();
+        store.reference_body(BodyId(3), 1).unwrap();
+        store.reference_body(BodyId(3), -1).unwrap();
+        store.reference_body(BodyId(3), -1).unwrap();
+        store.remove(ItemId(3)).unwrap();
+        store.update(&item(4)).unwrap();
+        let slot = Row::Slot { lane: LaneId(1), slot: Slot(1), reserved: 0 };
+        store.save(&slot).unwrap();
+        store.commit().unwrap();
+        fs::write(store.large_path(QueueId(99_999)), "stray").unwrap();
+        store.remove_strays().unwrap();
+
+        let index = |sql: &str| match sql {
+            // Small, and read whole at each start only.
+            _ if sql.starts_with("UPDATE seg SET tail") => None,
+            _ if sql.contains("deadline <= ?1") => Some("item_deadline"),
+            _ if sql.contains("state < 3 AND expires") => Some("item_expires"),
+            _ if sql.contains("state = 4") => Some("item_dead"),
+            _ if sql.contains("state = ?1 AND id") => Some("item_state"),
+            _ if sql.contains("state < 3 AND queue") => Some("item_line"),
+            _ if sql.contains("message = ?1 AND seg IS NULL") => Some("body_large"),
+            _ => Some("PRIMARY KEY"),
+        };
+        let mut explained = 0;
+        let seen = store.seen.take();
+        for sql in seen.iter().filter(|sql| !sql.starts_with("INSERT") && !sql.starts_with("REPLACE")) {
+            let Some(index) = index(sql).filter(|_| !sql.starts_with("BEGIN")) else { continue };
+            explained += 1;
+            let plan = plan(&store.connection, sql);
+            assert!(plan.contains("SEARCH") && plan.contains(index), "{sql}: {plan}");
+            assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
+        }
+        assert_eq!(explained, 13, "{seen:#?}");
+        let in_flight = plan(&store.connection, IN_FLIGHT);
+        assert!(in_flight.contains("item_state") && !in_flight.contains("SCAN"), "{in_flight}");
+    }
+
+    fn plan(connection: &Connection, sql: &str) -> String {
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let nothing = vec![None::<i64>; statement.parameter_count()];
+        let details = statement.query_map(rusqlite::params_from_iter(nothing), |r| r.get("detail")).unwrap();
+        details.collect::<rusqlite::Result<Vec<String>>>().unwrap().join("; ")
+    }
 }

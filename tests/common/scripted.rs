@@ -167,11 +167,22 @@ impl Drop for Scripted {
 
 impl Scripted {
     pub async fn start(script: Script) -> Scripted {
+        let (socket, _) = Scripted::reserve();
+        Scripted::start_on(socket, script).await
+    }
+
+    /// A port that is ours and refuses connections, until something is started on it.
+    pub fn reserve() -> (TcpSocket, SocketAddr) {
         let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a loopback port");
+        let address = socket.local_addr().expect("bound");
+        (socket, address)
+    }
+
+    pub async fn start_on(socket: TcpSocket, script: Script) -> Scripted {
         if let Some(octets) = script.receive_buffer {
             socket.set_recv_buffer_size(octets).expect("a buffer");
         }
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a loopback port");
         let listener = socket.listen(64).expect("listens");
         let address = listener.local_addr().expect("bound");
         let seen = Arc::new(Mutex::new(Seen::default()));

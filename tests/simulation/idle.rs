@@ -25,7 +25,7 @@ impl World {
                 granted => panic!(
                     "at {now:?} mail of {stream:?} is due since {due:?} and could go: {granted:?}; the schedule looks \
                      again at {:?}",
-                    self.schedule.wake_at(|q| q == queue)
+                    self.schedule.wake_at(now, |q| q == queue)
                 ),
             }
         }

@@ -35,7 +35,7 @@ const CLAIM_MOST: usize = 64;
 const CHORE_MOST: usize = 256;
 const CLAIM_FRESH: Duration = Duration::from_secs(60);
 /// As the gate's.
-const CONNECTION_GRACE: Duration = Duration::from_secs(60);
+const CONNECTION_GRACE: Duration = Duration::from_secs(10);
 /// As the committer's.
 const ACCEPT_MOST: usize = 1024;
 /// Batches at one moment; more would be a dispatcher that spins.
@@ -204,7 +204,7 @@ impl World {
     fn next_moment(&self, day: DaySpan) -> Option<Timestamp> {
         let event = self.events.first_key_value().map(|((at, _), _)| *at);
         let arrival = self.arrivals.front().map(|arrival| arrival.at);
-        let wake = self.schedule.wake_at(|queue| self.pools.ready(queue.route()) > 0);
+        let wake = self.schedule.wake_at(self.now, |queue| self.pools.ready(queue.route()) > 0);
         assert!(
             wake.is_none_or(|at| at > self.now),
             "nothing is left to do at {:?}, yet it wakes at {wake:?}",
@@ -363,7 +363,7 @@ impl World {
     }
 
     fn count(&mut self, batch: &Batch, done: &Done) {
-        if done.turned {
+        if !done.days.is_empty() {
             self.left.turned(self.spool.as_ref().expect("just used").ledger());
         }
         let today = self.outcomes.last_mut().expect("a day has begun");

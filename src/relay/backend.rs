@@ -1,0 +1,333 @@
+//! What the relay tells the admin plane: one snapshot of the ledger, the pools and the disk; listings of the queue.
+
+use std::sync::Arc;
+
+use super::gate::WarmupGate;
+use crate::admin::api::{
+    DayState, FlushAnswer, ItemState, MaskedAddress, OldestHeld, QueueFilter, QueuePage, QueueRow, QueueTotals,
+    RouteStatus, Snapshot, SpoolStatus, StallReason, StateTotals, Today, Warmup,
+};
+use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
+use crate::clock::Clock;
+use crate::delivery::dispatcher::Dispatcher;
+use crate::message::{DayRecord, LaneId, QueueId, Route, StreamId, Timestamp};
+use crate::policy;
+use crate::spool::committer::SpoolHandle;
+use crate::spool::disk::{Watermark, free_and_size};
+use crate::spool::ledger::{Ledger, Total};
+use crate::spool::reader::{ItemFilter, QueueReader};
+use crate::spool::{Chore, Item, ItemId, SpoolError, State};
+
+/// Items made due in one transaction.
+const FLUSH_AT_ONCE: usize = 256;
+
+/// See the module's header.
+pub struct RelayBackend {
+    /// The relay's spool.
+    pub spool: SpoolHandle,
+    /// Reads the queue beside the committer.
+    pub reader: Arc<QueueReader>,
+    /// The ramp.
+    pub gate: Arc<WarmupGate>,
+    /// The routes.
+    pub dispatcher: Arc<Dispatcher>,
+    /// The time of the ramp.
+    pub clock: Arc<dyn Clock>,
+    /// Room on the disk.
+    pub watermark: Watermark,
+    /// Names of the streams, by id.
+    pub streams: Vec<String>,
+    /// Name of the zone of the day.
+    pub zone: String,
+    /// What readiness tries; emptied once the relay is stopping.
+    pub listeners: Vec<ListenerProbe>,
+    /// Cancelled once the relay is stopping.
+    pub stopping: tokio_util::sync::CancellationToken,
+}
+
+/// What the snapshot needs of the ledger, copied out on the committer's thread.
+struct Numbers {
+    warmup: Option<Warmup>,
+    today: Today,
+    totals: [Total; 4],
+    queued_bytes: u64,
+}
+
+/// The ramp so far, as the ledger has it.
+#[derive(Clone, Debug, Default)]
+pub struct Course {
+    /// Days of the total, oldest first, without gaps, today last; as many as the ledger keeps.
+    pub days: Vec<DayRecord>,
+    /// Recipients that wait for their token.
+    pub held: u64,
+    /// Recipients in the queue, in whatever state.
+    pub queued: u64,
+}
+
+const SHOWN: [State; 4] = [State::Held, State::Ready, State::Deferred, State::InFlight];
+
+impl RelayBackend {
+    /// Every day so far in one look.
+    pub async fn course(&self) -> Result<Course, BackendError> {
+        let look = |ledger: &Ledger, _| Course {
+            days: ledger
+                .lane(LaneId::TOTAL)
+                .map(|lane| lane.history.iter().chain([&lane.today]).copied().collect())
+                .unwrap_or_default(),
+            held: ledger.total_of(State::Held).recipients,
+            queued: ledger.totals().map(|(.., total)| total.recipients).sum(),
+        };
+        self.spool.look(look).await.map_err(unavailable)
+    }
+
+    async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
+        let now = self.clock.now();
+        let (gate, zone) = (self.gate.clone(), self.zone.clone());
+        let numbers =
+            self.spool.look(move |ledger, now| numbers(&gate, ledger, zone, now)).await.map_err(unavailable)?;
+        let reader = self.reader.clone();
+        let oldest = self.blocking(move || SHOWN.map(|state| reader.oldest(state).ok().flatten())).await?;
+        let totals = |index: usize| StateTotals {
+            messages: numbers.totals[index].items,
+            recipients: numbers.totals[index].recipients,
+            bytes: numbers.totals[index].bytes,
+            oldest: oldest[index].as_ref().map(|item| item.accepted),
+        };
+        let free_bytes = free_and_size(&self.watermark.path).map_or(0, |(free, _)| free);
+        Ok(Snapshot {
+            version: env!("CARGO_PKG_VERSION").into(),
+            now,
+            warmup: numbers.warmup.ok_or_else(|| BackendError::Unavailable("the first day has not begun".into()))?,
+            today: numbers.today,
+            oldest_held: oldest[0].as_ref().map(|item| OldestHeld {
+                accepted: item.accepted,
+                stream: self.stream_name(item.stream),
+                deadline: item.deadline,
+            }),
+            new: self.route_status(Route::New),
+            legacy: self.route_status(Route::Legacy),
+            queue: QueueTotals { held: totals(0), ready: totals(1), deferred: totals(2), inflight: totals(3) },
+            spool: SpoolStatus {
+                free_bytes,
+                required_bytes: self.watermark.min_free,
+                accepting: self.watermark.check(numbers.queued_bytes).is_ok(),
+            },
+        })
+    }
+
+    fn route_status(&self, route: Route) -> RouteStatus {
+        let Some(pool) = self.dispatcher.pool(route) else { return RouteStatus::default() };
+        let health = pool.health().clone();
+        RouteStatus {
+            configured: true,
+            up: health.up,
+            connections: pool.open() as u32,
+            last_error: health.last_error.filter(|_| !health.up),
+        }
+    }
+
+    fn stream_name(&self, id: StreamId) -> String {
+        self.streams.get(usize::from(id.0)).cloned().unwrap_or_else(|| format!("stream {}", id.0))
+    }
+
+    fn filter(&self, filter: &QueueFilter) -> Result<ItemFilter, BackendError> {
+        let stream = match &filter.stream {
+            None => None,
+            Some(name) => {
+                let place = self.streams.iter().position(|known| known == name);
+                let known = || format!("there is no stream `{name}`; there are: {}", self.streams.join(", "));
+                Some(StreamId(place.ok_or_else(|| BackendError::Refused(known()))? as u8))
+            }
+        };
+        let message = match &filter.id {
+            None => None,
+            Some(id) => Some(id.parse::<QueueId>().map_err(|()| {
+                BackendError::Refused(format!(
+                    "`{}` is no queue id: twelve letters and digits",
+                    crate::log::printable(id)
+                ))
+            })?),
+        };
+        let old = filter.older_than_seconds.map(|s| i64::try_from(s).unwrap_or(i64::MAX));
+        let accepted_until = old.map(|s| Timestamp(self.clock.now().0.saturating_sub(s.saturating_mul(1_000_000_000))));
+        Ok(ItemFilter { stream, state: filter.state.map(stored_state), accepted_until, message })
+    }
+
+    async fn list(&self, filter: QueueFilter, limit: usize) -> Result<QueuePage, BackendError> {
+        let wanted = self.filter(&filter)?;
+        let reader = self.reader.clone();
+        let (items, count) = self
+            .blocking(move || Ok((reader.list(wanted, ItemId(0), limit)?, reader.count(wanted)?)))
+            .await?
+            .map_err(unavailable)?;
+        Ok(QueuePage {
+            rows: items.iter().map(|item| self.row(item)).collect(),
+            messages: count.items,
+            recipients: count.recipients,
+            now: self.clock.now(),
+        })
+    }
+
+    fn row(&self, item: &Item) -> QueueRow {
+        let first = item.envelope.recipients.first().map(|r| r.path.clone()).unwrap_or_default();
+        let why = || match (item.maybe, item.state) {
+            (true, _) => "maybe delivered, stays on its route".into(),
+            (false, State::Held) => item.reason.name().into(),
+            _ => String::new(),
+        };
+        QueueRow {
+            id: item.message.to_string(),
+            accepted: item.accepted,
+            stream: self.stream_name(item.stream),
+            state: shown_state(item.state),
+            route: Some(item.queue.route().name().into()),
+            to: MaskedAddress::of(&first),
+            recipients: item.recipients(),
+            bytes: item.size,
+            attempts: item.attempts,
+            next: match item.state {
+                State::Deferred => Some(item.due),
+                State::Held => item.deadline,
+                _ => None,
+            },
+            last_reply: if item.last_reply.is_empty() { why() } else { item.last_reply.clone() },
+        }
+    }
+
+    async fn make_due(&self, filter: QueueFilter, dry_run: bool) -> Result<FlushAnswer, BackendError> {
+        let mut wanted = self.filter(&filter)?;
+        // What waits for a token or a connection is due already; only what was delayed can be hurried.
+        if wanted.state.is_some_and(|state| state != State::Deferred) {
+            return Ok(FlushAnswer { dry_run, ..FlushAnswer::default() });
+        }
+        wanted.state = Some(State::Deferred);
+        let reader = self.reader.clone();
+        let count = self.blocking(move || reader.count(wanted)).await?.map_err(unavailable)?;
+        let answer = FlushAnswer { messages: count.items, recipients: count.recipients, bytes: count.bytes, dry_run };
+        if dry_run {
+            return Ok(answer);
+        }
+        let mut done = FlushAnswer { dry_run, ..FlushAnswer::default() };
+        let mut above = ItemId(0);
+        loop {
+            let reader = self.reader.clone();
+            let page = self.blocking(move || reader.list(wanted, above, FLUSH_AT_ONCE)).await?.map_err(unavailable)?;
+            let Some(last) = page.last() else { break };
+            above = last.id;
+            let ids = page.iter().map(|item| item.id).collect();
+            let chore = self.spool.chore(Chore::FlushItems(ids)).await.map_err(unavailable)?;
+            done.messages += chore.items as u64;
+            done.recipients += chore.recipients;
+            done.bytes += page.iter().map(|item| item.size).sum::<u64>();
+        }
+        self.dispatcher.nudge();
+        tracing::info!(event = "admin.action", action = "flush", rcpts = done.recipients);
+        Ok(done)
+    }
+
+    async fn blocking<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R, BackendError> {
+        tokio::task::spawn_blocking(work).await.map_err(|error| BackendError::Unavailable(error.to_string()))
+    }
+}
+
+fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> Numbers {
+    let total = ledger.lane(LaneId::TOTAL);
+    let held = ledger.total_of(State::Held);
+    Numbers {
+        warmup: total.and_then(|_| warmup(gate, ledger, zone, now)),
+        today: Today {
+            new: total.map_or(0, |l| l.today.sent),
+            legacy: total.map_or(0, |l| l.today.legacy),
+            held: held.recipients,
+        },
+        totals: SHOWN.map(|state| ledger.total_of(state)),
+        queued_bytes: ledger.queued_bytes(),
+    }
+}
+
+fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> Option<Warmup> {
+    let (span, lane) = (ledger.span()?, ledger.lane(LaneId::TOTAL)?);
+    let view = gate.view_of_total(ledger, StreamId::DEFAULT, now)?;
+    let state = gate.state(lane);
+    let limit = lane.record.limit;
+    let running = gate.rules().filter(|_| state != Some(policy::State::NotStarted));
+    let room = view.room(now);
+    Some(Warmup {
+        state: state.map_or(DayState::Unlimited, |state| day_state(gate, state)),
+        day: running.map(|_| lane.record.stage + 1),
+        days_planned: gate.days_planned(),
+        limit,
+        used: lane.reserved_today(),
+        sent: lane.today.sent,
+        target: gate.rules().map(|rules| rules.target),
+        tokens: limit.map(|_| room),
+        next_token_at: limit
+            .filter(|_| room == 0)
+            .and_then(|_| view.wake(now))
+            .map(|w| w.at)
+            .filter(|at| *at < span.ends),
+        pace_per_hour: view.pace.filter(|_| limit != Some(0)).map(|pace| pace.hour_cap()),
+        day_ends: span.ends,
+        zone,
+    })
+}
+
+fn day_state(gate: &WarmupGate, state: policy::State) -> DayState {
+    match state {
+        policy::State::NotStarted => {
+            let start = gate.rules().and_then(|rules| rules.start);
+            DayState::NotStarted { starts: start.map_or(Timestamp::NEVER, |day| gate.calendar().span(day).starts) }
+        }
+        policy::State::Paused => DayState::Paused { reason: String::new() },
+        policy::State::Ramping => DayState::Ramping,
+        policy::State::Ample => DayState::Ample,
+        policy::State::Complete => DayState::Complete,
+        policy::State::Stalled(reason) => DayState::stalled(match reason {
+            policy::StallReason::WaitTooShort => StallReason::WaitTooShort,
+            policy::StallReason::Share => StallReason::Share,
+            policy::StallReason::Brake => StallReason::Brake,
+            policy::StallReason::Day24h => StallReason::Day,
+            policy::StallReason::Paused => StallReason::Paused,
+        }),
+    }
+}
+
+const STATES: [(ItemState, State); 7] = [
+    (ItemState::Held, State::Held),
+    (ItemState::Ready, State::Ready),
+    (ItemState::Deferred, State::Deferred),
+    (ItemState::Inflight, State::InFlight),
+    (ItemState::Paused, State::Paused),
+    (ItemState::Dead, State::Dead),
+    (ItemState::Quarantined, State::Quarantined),
+];
+
+fn stored_state(state: ItemState) -> State {
+    STATES.into_iter().find(|(shown, _)| *shown == state).expect("every state is listed").1
+}
+
+fn shown_state(state: State) -> ItemState {
+    STATES.into_iter().find(|(_, stored)| *stored == state).expect("every state is listed").0
+}
+
+fn unavailable(error: SpoolError) -> BackendError {
+    BackendError::Unavailable(error.to_string())
+}
+
+impl Backend for RelayBackend {
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, BackendError>> {
+        Box::pin(self.take_snapshot())
+    }
+
+    fn queue(&self, filter: QueueFilter, limit: usize) -> BoxFuture<'_, Result<QueuePage, BackendError>> {
+        Box::pin(self.list(filter, limit))
+    }
+
+    fn flush(&self, filter: QueueFilter, dry_run: bool) -> BoxFuture<'_, Result<FlushAnswer, BackendError>> {
+        Box::pin(self.make_due(filter, dry_run))
+    }
+
+    fn listeners(&self) -> Vec<ListenerProbe> {
+        if self.stopping.is_cancelled() { Vec::new() } else { self.listeners.clone() }
+    }
+}

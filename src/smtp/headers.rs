@@ -1,0 +1,254 @@
+//! The header block: the line we add, and what in the lines already there speaks against taking the message.
+//!
+//! A loop shows in two ways: very many `Received:` fields, or one that we wrote ourselves. The block itself is bounded,
+//! because whoever reads it later keeps it in memory.
+
+use core::net::IpAddr;
+
+use memchr::{memchr, memmem};
+
+use crate::message::{QueueId, Timestamp};
+
+const RECEIVED_MAX: u32 = 50; // RFC 5321 §6.3 asks for at least 100 hops of patience; a relay at the edge sees few
+const LINES_MAX: u32 = 10_000;
+/// So much of a field is looked at for our own name.
+const FIELD_KEPT_OCTETS: usize = 2048;
+/// What makes a `Received:` field ours, together with our host name.
+const SIGN: &str = "mailramp id";
+const HELO_MAX_OCTETS: usize = 255;
+
+/// Who sent the message, as the `Received:` line tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// What the client called itself.
+    pub helo: &'a [u8],
+    /// It said EHLO.
+    pub extended: bool,
+    pub client: IpAddr,
+}
+
+/// The trace line for message `id` (RFC 5321 §4.4), folded, with its last CRLF.
+///
+/// The client's name is written only when it consists of what host names and address literals consist of, so it cannot
+/// add comments, fields or lines. The date is in UTC.
+pub fn received_line(origin: Origin<'_>, hostname: &str, id: QueueId, now: Timestamp) -> String {
+    let plain = |octet: &u8| octet.is_ascii_alphanumeric() || b".-_:[]".contains(octet);
+    let helo = match std::str::from_utf8(origin.helo) {
+        Ok(name) if (1..=HELO_MAX_OCTETS).contains(&name.len()) && name.as_bytes().iter().all(plain) => name,
+        _ => "unknown",
+    };
+    let tag = if origin.client.is_ipv6() { "IPv6:" } else { "" };
+    let client = origin.client;
+    let protocol = if origin.extended { "ESMTP" } else { "SMTP" };
+    let date = rfc5322_date(now);
+    format!("Received: from {helo} ([{tag}{client}])\r\n\tby {hostname} with {protocol} ({SIGN} {id});\r\n\t{date}\r\n")
+}
+
+/// `Tue, 1 Jul 2025 10:00:00 +0000`.
+fn rfc5322_date(now: Timestamp) -> String {
+    jiff::Timestamp::from_second(now.seconds()).unwrap_or_default().strftime("%a, %-d %b %Y %H:%M:%S +0000").to_string()
+}
+
+/// Watches the header block as it passes by. Fed with the runs of the scanner, in any chunks.
+#[derive(Debug)]
+pub struct HeaderWatch {
+    max_octets: u64,
+    /// The empty line has come.
+    over: bool,
+    at_line_start: bool,
+    /// The line so far is nothing but a CR.
+    only_cr: bool,
+    octets: u64,
+    lines: u32,
+    received: u32,
+    own: bool,
+    /// The current field, if it may be a `Received:` one; cut to [`FIELD_KEPT_OCTETS`].
+    field: Vec<u8>,
+    keeping: bool,
+}
+
+impl HeaderWatch {
+    pub fn new(max_octets: u64) -> Self {
+        HeaderWatch {
+            max_octets,
+            over: false,
+            at_line_start: true,
+            only_cr: false,
+            octets: 0,
+            lines: 0,
+            received: 0,
+            own: false,
+            field: Vec::new(),
+            keeping: false,
+        }
+    }
+
+    /// More octets or lines than allowed.
+    pub fn too_large(&self) -> bool {
+        self.octets > self.max_octets || self.lines > LINES_MAX
+    }
+
+    pub fn looped(&self) -> bool {
+        self.received > RECEIVED_MAX || self.own
+    }
+
+    /// Looks at the next part of the message. Costs nothing once the header block is over.
+    pub fn observe(&mut self, mut text: &[u8], hostname: &str) {
+        while !self.over && !text.is_empty() && !self.too_large() {
+            let end = memchr(b'\n', text).map_or(text.len(), |at| at + 1);
+            let (part, rest) = text.split_at(end);
+            text = rest;
+            self.part_of_line(part, hostname);
+        }
+    }
+
+    /// The message has ended, with or without an empty line.
+    pub fn end(&mut self, hostname: &str) {
+        if !self.over {
+            self.end_field(hostname);
+        }
+    }
+
+    fn part_of_line(&mut self, part: &[u8], hostname: &str) {
+        self.octets += part.len() as u64;
+        if self.at_line_start {
+            self.only_cr = true;
+            if !matches!(part[0], b' ' | b'\t') {
+                self.end_field(hostname);
+                self.keeping = matches!(part[0], b'R' | b'r');
+            }
+        }
+        if self.keeping {
+            let room = FIELD_KEPT_OCTETS - self.field.len();
+            self.field.extend_from_slice(&part[..part.len().min(room)]);
+        }
+        self.at_line_start = part.ends_with(b"\n");
+        let content = part.strip_suffix(b"\n").unwrap_or(part);
+        self.only_cr &= content.iter().all(|octet| *octet == b'\r');
+        if self.at_line_start {
+            self.lines += 1;
+            self.over = self.only_cr;
+        }
+    }
+
+    fn end_field(&mut self, hostname: &str) {
+        const NAME: &[u8] = b"received";
+        self.field.make_ascii_lowercase();
+        if let Some(rest) = self.field.strip_prefix(NAME)
+            && rest.trim_ascii_start().starts_with(b":")
+        {
+            self.received += 1;
+            self.own |= memmem::find(rest, SIGN.as_bytes()).is_some() && names_receiver(rest, hostname);
+        }
+        self.field.clear();
+        self.keeping = false;
+    }
+}
+
+/// `by <hostname>` stands in the field, which is in lower case.
+fn names_receiver(field: &[u8], hostname: &str) -> bool {
+    let hostname = hostname.to_ascii_lowercase();
+    memmem::find_iter(field, hostname.as_bytes()).any(|at| {
+        let before = field[..at].trim_ascii_end();
+        let is_word = before.len() < at && before.ends_with(b"by");
+        let behind = field.get(at + hostname.len());
+        is_word && !behind.is_some_and(|octet| octet.is_ascii_alphanumeric() || matches!(octet, b'.' | b'-' | b'_'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: &str = "relay.example";
+
+    fn watch(text: &str, chunk: usize) -> HeaderWatch {
+        let mut watch = HeaderWatch::new(10_000);
+        for part in text.as_bytes().chunks(chunk) {
+            watch.observe(part, HOST);
+        }
+        watch.end(HOST);
+        watch
+    }
+
+    fn line(helo: &str, client: &str) -> String {
+        let origin = Origin { helo: helo.as_bytes(), extended: true, client: client.parse().unwrap() };
+        received_line(origin, HOST, QueueId(1), Timestamp::from_seconds(1_751_364_000))
+    }
+
+    #[test]
+    fn the_received_line_names_client_host_id_and_date() {
+        assert_eq!(
+            line("app.example", "192.0.2.1"),
+            "Received: from app.example ([192.0.2.1])\r\n\tby relay.example with ESMTP (mailramp id 000000000001);\r\n\
+             \tTue, 1 Jul 2025 10:00:00 +0000\r\n"
+        );
+        assert!(line("[IPv6:2001:db8::1]", "2001:db8::1").contains("from [IPv6:2001:db8::1] ([IPv6:2001:db8::1])"));
+    }
+
+    #[test]
+    fn a_client_name_that_is_no_name_is_not_repeated() {
+        for helo in ["a b", "a(b", "a;b", "a\u{7}b", "é", "", "<a>"] {
+            assert!(line(helo, "192.0.2.1").starts_with("Received: from unknown ([192.0.2.1])"), "{helo:?}");
+        }
+    }
+
+    #[test]
+    fn our_own_received_line_is_a_loop() {
+        let own = line("app.example", "192.0.2.1");
+        let refolded = own.replace("\r\n\t", "\r\n        ").replace("by relay", "by  Relay");
+        for text in
+            [own.clone(), format!("Subject: x\r\n{own}\r\nbody"), refolded, own.replace("Received:", "RECEIVED :")]
+        {
+            for chunk in [1, 5, 1000] {
+                assert!(watch(&text, chunk).looped(), "{text:?} in chunks of {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_received_line_of_somebody_else_is_no_loop() {
+        let own = line("app.example", "192.0.2.1");
+        for text in [
+            own.replace("by relay.example", "by other.example"),
+            own.replace("by relay.example", "by relay.example.org"),
+            own.replace("by relay.example", "by my.relay.example"),
+            own.replace("mailramp id", "postfix id"),
+            line("relay.example", "192.0.2.1").replace("by relay.example", "by other.example"),
+            format!("Subject: x\r\n\r\n{own}"),
+            format!("X-{own}"),
+        ] {
+            for chunk in [1, 5, 1000] {
+                assert!(!watch(&text, chunk).looped(), "{text:?} in chunks of {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn more_than_fifty_received_fields_are_a_loop() {
+        for (fields, looped) in [(50, false), (51, true)] {
+            let text = "Received: from a\r\n by b\r\n".repeat(fields) + "\r\nReceived: in the body\r\n";
+            for chunk in [1, 7, 10_000] {
+                assert_eq!(watch(&text, chunk).looped(), looped, "{fields} fields in chunks of {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_header_block_is_bounded_and_the_body_is_not() {
+        let field = "X: y\r\n";
+        for (text, too_large) in [
+            (field.repeat(1000), false),
+            (field.repeat(1700), true),
+            ("\r\n".to_string() + &field.repeat(3000), false),
+            ("X: y".to_string() + &"z".repeat(20_000), true),
+        ] {
+            for chunk in [1, 1000, 100_000] {
+                assert_eq!(watch(&text, chunk).too_large(), too_large, "{} octets", text.len());
+            }
+        }
+        let mut many = HeaderWatch::new(u64::MAX);
+        many.observe("x\r\n".repeat(10_001).as_bytes(), HOST);
+        assert!(many.too_large());
+    }
+}
