@@ -87,7 +87,8 @@ fn random_setup(seed: u64) -> Setup {
         StreamRules { route: StreamRoute::New, ..StreamRules::default() },
     ];
     rules.check(&[], &streams).expect("a ramp that can work");
-    let legacy = Hop { rcpt_4xx: 0.005, slow: 0.001, ..Hop::FAULTY };
+    let together = Duration::from_secs(30);
+    let legacy = Hop { rcpt_4xx: 0.005, slow: 0.001, connections: 60, together, ..Hop::FAULTY };
     Setup { seed, rules, streams, hops: [Hop::FAULTY, legacy], crashes_per_day: 1.0 }
 }
 
@@ -96,7 +97,7 @@ fn random_days(seed: u64, days: usize) -> World {
     let mut world = World::new(random_setup(seed));
     world.names = true;
     let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed);
-    let mix = Mix { office: 650.0, growth: 1.015, passwords: 150.0, cron: 450.0, campaign: 600 };
+    let mix = Mix { office: 650.0, growth: 1.015, passwords: 150.0, cron: 450.0, campaign: 500 };
     for number in 0..days {
         let day = world.day(number);
         if random.u8(..5) == 0 {

@@ -36,9 +36,16 @@ impl Schedule {
         }
     }
 
-    /// Tokens came back: the lane is worth another look.
+    /// Tokens came back: every line of the route is worth another look, since the total is everybody's; so are the
+    /// streams that were stepped over at their share, whose heads say midnight.
     pub fn refunded(&mut self, queue: Queue) {
-        self.blocked.remove(&queue);
+        let route = queue.route();
+        self.blocked.retain(|line, _| line.route() != route);
+        for ((line, _), due) in &mut self.heads {
+            if line.route() == route {
+                *due = Timestamp(0);
+            }
+        }
     }
 
     /// Lines with something to claim at `now`, and the streams to ask for, in order.
@@ -149,6 +156,18 @@ mod tests {
         s.claimed(LANE, &ClaimAnswer { blocked: Some((BULK, at(60))), ..ClaimAnswer::default() });
         s.refunded(LANE);
         assert_eq!(s.due(at(1)), [(LANE, vec![BULK])]);
+    }
+
+    #[test]
+    fn a_refund_opens_the_other_lanes_and_the_streams_that_were_stepped_over() {
+        let other = Queue::New(LaneId(3));
+        let mut s = schedule(&[(LANE, BULK, 0), (other, URGENT, 0), (Queue::Legacy, BULK, 50)]);
+        let stepped_over = vec![(BULK, Some(at(86_400)))];
+        s.claimed(LANE, &ClaimAnswer { next_due: stepped_over, ..ClaimAnswer::default() });
+        s.claimed(other, &ClaimAnswer { blocked: Some((URGENT, at(86_400))), ..ClaimAnswer::default() });
+        assert_eq!(s.due(at(1)), []);
+        s.refunded(LANE);
+        assert_eq!(s.due(at(1)), [(LANE, vec![BULK]), (other, vec![URGENT])]);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Hop {
     pub connections: usize,
     /// From the claim to MAIL, from there to the final dot, and from there to the answer: up to so long each.
     pub latency: Duration,
+    /// Answers are heard of at whole multiples of this; zero: each at its own moment.
+    pub together: Duration,
     /// A step that takes four hundred times as long: minutes, not seconds.
     pub slow: f64,
     pub rcpt_4xx: f64,
@@ -31,6 +33,7 @@ impl Hop {
     pub const PERFECT: Hop = Hop {
         connections: 1000,
         latency: Duration::ZERO,
+        together: Duration::ZERO,
         slow: 0.0,
         rcpt_4xx: 0.0,
         rcpt_5xx: 0.0,
@@ -42,6 +45,7 @@ impl Hop {
     pub const FAULTY: Hop = Hop {
         connections: 12,
         latency: Duration::from_millis(1500),
+        together: Duration::ZERO,
         slow: 0.02,
         rcpt_4xx: 0.03,
         rcpt_5xx: 0.02,
@@ -62,6 +66,12 @@ impl Hop {
         }
         let long = self.latency.mul_f64(random.f64());
         if random.f64() < self.slow { long * 400 } else { long }
+    }
+
+    /// Answers that come close together are written down together.
+    fn with_others(&self, at: Timestamp) -> Timestamp {
+        let every = self.together.as_nanos() as i64;
+        if every == 0 { at } else { Timestamp((at.0 / every + 1) * every) }
     }
 
     /// What will become of the item that MAIL was said for at `now`.
@@ -88,7 +98,7 @@ impl Hop {
         };
         let verdicts: Vec<_> = (0..recipients).map(|_| verdict(random.f64())).collect();
         let dot_at = verdicts.iter().any(Verdict::may_have_left).then_some(first);
-        let answer_at = dot_at.map_or(first, |dot| dot.after(self.wait(random)));
+        let answer_at = self.with_others(dot_at.map_or(first, |dot| dot.after(self.wait(random))));
         // An answer that was lost may have been a 250.
         let kept = !lost || random.bool();
         Flight { claimed, verdicts, dot_at, answer_at, kept }

@@ -7,6 +7,8 @@
 
 pub mod checks;
 pub mod hop;
+mod idle;
+mod restart;
 pub mod traffic;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,10 +23,7 @@ use mailramp::relay::gate::WarmupGate;
 use mailramp::spool::body::NewBody;
 use mailramp::spool::ledger::LaneLedger;
 use mailramp::spool::memory::MemoryStore;
-use mailramp::spool::{
-    Accept, Ask, Batch, Chore, Claim, Claimed, Done, Fate, Gate, Grant, Item, Part, Settle, Spool, State, Store,
-    Touched,
-};
+use mailramp::spool::{Accept, Batch, Chore, Claim, Claimed, Done, Fate, Part, Settle, Spool};
 
 use checks::{Balance, Book, Left};
 use hop::{Flight, Hop, Pools};
@@ -36,7 +35,7 @@ const CLAIM_MOST: usize = 64;
 const CHORE_MOST: usize = 256;
 const CLAIM_FRESH: Duration = Duration::from_secs(60);
 /// As the gate's.
-const CONNECTION_GRACE: Duration = Duration::from_secs(60);
+const CONNECTION_GRACE: Duration = Duration::from_secs(10);
 /// As the committer's.
 const ACCEPT_MOST: usize = 1024;
 /// Batches at one moment; more would be a dispatcher that spins.
@@ -69,11 +68,11 @@ pub struct Outcome {
 
 enum Event {
     /// A connection begins with what it was handed.
-    Mail(Claimed),
+    Mail(Box<Claimed>),
     /// The final dot leaves: the octets are gone, whatever is said about them.
-    Dot(Flight),
+    Dot(Box<Flight>),
     /// The answer, or the loss of it.
-    Answer(Flight),
+    Answer(Box<Flight>),
     /// A next hop cannot be reached for a while.
     Down(Route, Duration),
     /// And now it can again.
@@ -251,13 +250,13 @@ impl World {
         }
         while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= self.now) {
             match entry.remove() {
-                Event::Mail(claimed) => self.mail(claimed, &mut batch),
+                Event::Mail(claimed) => self.mail(*claimed, &mut batch),
                 Event::Dot(flight) => self.dot(flight),
                 Event::Answer(flight) => {
                     self.pools.give_back_one(flight.route());
                     let fresh = self.fresh();
                     self.book.answered(&flight);
-                    let Flight { claimed, verdicts, .. } = flight;
+                    let Flight { claimed, verdicts, .. } = *flight;
                     let ended = Ended { item: claimed.item, verdicts: &verdicts, remote: None, header: b"" };
                     batch.settles.push(self.settle.settle(ended, self.now, &mut self.random, fresh));
                 }
@@ -282,14 +281,14 @@ impl World {
             batch.settles.push(Settle { item, fates, reply, expires: Timestamp::NEVER, report: None });
             return;
         }
-        let flight = self.hops[route as usize].fly(claimed, self.now, &mut self.random);
+        let flight = Box::new(self.hops[route as usize].fly(claimed, self.now, &mut self.random));
         match flight.dot_at {
             Some(at) => self.push(at, Event::Dot(flight)),
             None => self.push(flight.answer_at, Event::Answer(flight)),
         }
     }
 
-    fn dot(&mut self, flight: Flight) {
+    fn dot(&mut self, flight: Box<Flight>) {
         if flight.route() == Route::New {
             let recipients = flight.left();
             self.left.left(self.now, recipients);
@@ -357,7 +356,7 @@ impl World {
                 self.left.reserved(self.now, reservation.recipients);
             }
             let pickup = self.hops[claimed.item.queue.route() as usize].pickup(&mut self.random);
-            self.push(self.now.after(pickup), Event::Mail(claimed));
+            self.push(self.now.after(pickup), Event::Mail(Box::new(claimed)));
         }
         self.expired.extend(done.expired);
         self.balance.check(self.spool.as_ref().expect("just used").ledger(), self.now);
@@ -381,114 +380,6 @@ impl World {
         if let [moved, _, dropped] = &done.chores[..] {
             today.legacy_late += moved.recipients;
             self.balance.dropped(dropped.recipients);
-        }
-    }
-
-    /// While a connection stands ready and the gate would let something go, nothing that is due may be left lying.
-    fn nobody_sleeps_in_vain(&mut self) {
-        if self.pools.ready(Route::New) == 0 {
-            return;
-        }
-        let queue = Queue::New(LaneId::TOTAL);
-        for stream in self.gate.order() {
-            let now = self.now;
-            let due = self.spool_mut().store().next_due(queue, stream).expect("memory answers");
-            if due.is_none_or(|due| due > now) {
-                continue;
-            }
-            let ask = Ask { lane: LaneId::TOTAL, stream, recipients: 1 };
-            match self.gate.grant(self.spool().ledger(), ask, now) {
-                Grant::None { stream_only: true, .. } => {}
-                Grant::None { .. } => return,
-                granted => panic!(
-                    "at {now:?} mail of {stream:?} is due since {due:?} and could go: {granted:?}; the schedule looks \
-                     again at {:?}",
-                    self.schedule.wake_at(now, |q| q == queue)
-                ),
-            }
-        }
-    }
-
-    /// Whoever found no token in time, and was never on the wire with its final dot, has gone to the legacy server.
-    fn nobody_waits_too_long(&mut self) {
-        let (now, streams) = (self.now, self.streams.clone());
-        let on_new = |item: &&Item| item.queue.route() == Route::New && item.state.is_waiting() && !item.maybe;
-        for item in self.spool_mut().store().items().filter(on_new) {
-            let Some(wait) = streams[usize::from(item.stream.0)].overflow().max_wait() else { continue };
-            let deadline = item.accepted.after(wait.max(CONNECTION_GRACE));
-            assert!(deadline > now, "should have gone to the legacy server at {deadline:?}: {item:?}, now {now:?}");
-        }
-    }
-
-    /// What was definitely not accepted is free again: hardly more is used up than has left.
-    fn refunds_came_back(&mut self, day: DaySpan) {
-        let (lane, new) = (self.total(), self.outcomes.last().expect("a day has begun").new);
-        if lane.today.day == day.day {
-            let explained = new + lane.outstanding() + self.lost_today;
-            // Final dots of last night whose answers came today count for both days.
-            let used = lane.today.reserved;
-            assert!(used <= explained + new / 50 + 20, "{used} are used up, {explained} left or are on their way");
-        }
-        self.lost_today = 0;
-    }
-
-    fn plan_crash(&mut self) {
-        if self.crashes_per_day > 0.0 && self.crash_at == Timestamp::NEVER {
-            let seconds = -(1.0 - self.random.f64()).ln() * 86_400.0 / self.crashes_per_day;
-            // Who dies once may soon die again.
-            let soon = self.crashes > 0 && self.random.u8(..5) < 2;
-            self.crash_at = self.now.after(Duration::from_secs_f64(if soon { seconds / 200.0 } else { seconds }));
-        }
-    }
-
-    /// Something is on its way, or has not been for an hour.
-    fn is_worth_a_crash(&self) -> bool {
-        let flies = |event: &Event| !matches!(event, Event::Down(..) | Event::Back);
-        self.events.values().any(flies) || self.now.since(self.crash_at) > HOUR
-    }
-
-    /// The process dies, sometimes in the middle of a transaction, and comes back after a while.
-    fn crash(&mut self) {
-        self.crashes += 1;
-        self.nothing_more_is_heard();
-        if self.random.bool() {
-            let mut batch = self.answers();
-            let waiting = self.arrivals.clone();
-            self.take_arrivals(&mut batch);
-            self.claims(&mut batch);
-            let spool = self.spool.as_mut().expect("there is a spool");
-            spool.store().fail_commits(1);
-            let lost = spool.apply(&batch, &self.gate, &self.pools, self.now);
-            assert!(lost.is_err(), "the commit was to fail");
-            // Nobody was told 250: the application comes again.
-            self.arrivals = waiting;
-        }
-        let in_flight = self.spool().ledger().total_of(State::InFlight).items as usize;
-        self.nothing_more_is_heard();
-        self.events.retain(|_, event| matches!(event, Event::Down(..)));
-        self.expired.clear();
-        self.lost_today += self.total().outstanding();
-        let down = if self.random.u8(..8) == 0 { HOUR * self.random.u32(1..30) } else { Duration::from_secs(2) };
-        self.now = self.now.after(down);
-        let store = self.spool.take().expect("there is a spool").into_store().crash();
-        let (spool, recovered) = Spool::open(store, self.now).expect("memory opens");
-        assert_eq!(recovered.in_flight, in_flight);
-        self.pools = Pools::new([self.hops[0].connections, self.hops[1].connections]);
-        self.schedule = Schedule::new(self.gate.order());
-        let lines = spool.ledger().totals().filter(|(_, _, state, _)| state.is_waiting());
-        let lines: Vec<_> = lines.map(|(queue, stream, ..)| Touched { queue, stream, due: Timestamp(0) }).collect();
-        self.schedule.touched(lines, Some(Timestamp(0)));
-        self.spool = Some(spool);
-        self.crash_at = Timestamp::NEVER;
-        self.plan_crash();
-    }
-
-    /// Of what left and was not written down as answered.
-    fn nothing_more_is_heard(&mut self) {
-        for event in self.events.values() {
-            if let Event::Answer(flight) = event {
-                self.book.unanswered(flight);
-            }
         }
     }
 

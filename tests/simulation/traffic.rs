@@ -89,8 +89,8 @@ pub fn random_day(day: DaySpan, number: usize, mix: &Mix, random: &mut fastrand:
 }
 
 fn several(random: &mut fastrand::Rng) -> u32 {
-    match random.u8(..40) {
-        0 => random.u32(5..40),
+    match random.u8(..80) {
+        0 => random.u32(5..30),
         1..8 => random.u32(2..5),
         _ => 1,
     }
