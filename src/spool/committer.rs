@@ -6,7 +6,7 @@
 //! it: what is on disk is then unknown, and only a start finds out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,6 @@ enum Operation {
 #[derive(Clone)]
 pub struct SpoolHandle {
     operations: mpsc::Sender<Operation>,
-    full: Arc<AtomicBool>,
     queued_bytes: Arc<AtomicU64>,
 }
 
@@ -107,11 +106,6 @@ impl SpoolHandle {
         let _ = self.operations.send(Operation::Stop).await;
     }
 
-    /// The last batch found no room. New mail may still be tried: that is how it is found out that there is some.
-    pub fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
-    }
-
     /// Octets of body in the queue as of the last commit.
     pub fn queued_bytes(&self) -> u64 {
         self.queued_bytes.load(Ordering::Relaxed)
@@ -153,11 +147,10 @@ pub fn start<S: Store + 'static>(
     clock: Arc<dyn Clock>,
 ) -> std::io::Result<(SpoolHandle, Committer)> {
     let (operations, inbox) = mpsc::channel(CHANNEL);
-    let full = Arc::new(AtomicBool::new(false));
     let queued_bytes = Arc::new(AtomicU64::new(spool.ledger().queued_bytes()));
-    let handle = SpoolHandle { operations, full: full.clone(), queued_bytes: queued_bytes.clone() };
+    let handle = SpoolHandle { operations, queued_bytes: queued_bytes.clone() };
     let (alive, died) = oneshot::channel();
-    let worker = Worker { spool, gate, outlet, clock, full, queued_bytes, unsettled: Vec::new() };
+    let worker = Worker { spool, gate, outlet, clock, queued_bytes, unsettled: Vec::new() };
     let thread = std::thread::Builder::new().name("committer".into()).spawn(move || {
         let result = worker.run(inbox);
         drop(alive);
@@ -171,7 +164,6 @@ struct Worker<S> {
     gate: Arc<dyn Gate>,
     outlet: Arc<dyn Outlet>,
     clock: Arc<dyn Clock>,
-    full: Arc<AtomicBool>,
     queued_bytes: Arc<AtomicU64>,
     /// Outcomes that a full disk could not take. While there are any, nothing is claimed.
     unsettled: Vec<Settle>,
@@ -233,15 +225,10 @@ impl<S: Store> Worker<S> {
     fn commit(&mut self, batch: Batch, waiting: Waiting) -> Result<(), SpoolError> {
         match self.apply(&batch) {
             Ok(done) => {
-                // Outcomes fit where new mail does not: only new mail that was taken says there is room.
-                if !batch.accepts.is_empty() {
-                    self.full.store(false, Ordering::Relaxed);
-                }
                 self.answer(done, waiting);
                 Ok(())
             }
             Err(SpoolError::Full { free_bytes, required_bytes, used_bytes }) => {
-                self.full.store(true, Ordering::Relaxed);
                 let why = || SpoolError::Full { free_bytes, required_bytes, used_bytes };
                 for answer in waiting.accepts {
                     let _ = answer.send(Err(why()));
