@@ -106,6 +106,7 @@ impl Talk {
                     self.session.finish(id, result, &mut self.replies);
                 }
                 Event::Refused => {}
+                Event::StartTls | Event::Auth(_) => unreachable!("not offered yet"),
                 Event::Close => {
                     self.closed = true;
                     break;

@@ -47,6 +47,7 @@ const PLAIN: &[&str] = &[
     "metrics/labels.rs",
     "policy/",
     "smtp/mod.rs",
+    "smtp/auth.rs",
     "smtp/command.rs",
     "smtp/counts.rs",
     "smtp/data.rs",

@@ -26,7 +26,7 @@ use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::message::{Day, Queue, Route, StreamId};
 use crate::metrics::{Build, Metrics};
 use crate::policy::{self, Calendar, Curve, Overflow, RetrySchedule, Rules, StreamRules};
-use crate::smtp::{ConnectionCounts, ListenerSettings, Server, SessionSettings};
+use crate::smtp::{AuthPolicy, ConnectionCounts, ListenerSettings, Server, SessionSettings, TlsMode};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer, SpoolHandle};
 use crate::spool::disk::{DataDirectory, Watermark};
@@ -341,6 +341,9 @@ fn session_settings(settings: &Settings, listener: &config::Listener) -> Session
         max_header_bytes: limits.headers,
         max_errors: limits.errors,
         allow_from: listener.allow_from.clone(),
+        tls: TlsMode::Off,
+        auth: AuthPolicy::Off,
+        auth_in_clear: false,
         normalize: match settings.smtp.bare_newline {
             config::BareNewline::Reject => settings.smtp.normalize_from.clone(),
             config::BareNewline::Normalize => everybody(),

@@ -132,6 +132,7 @@ impl<I: Intake> Connection<I> {
                 Event::Data => self.begin().await,
                 Event::Text(text) => self.write_body(text).await,
                 Event::Message(envelope) => self.accept(envelope).await,
+                Event::StartTls | Event::Auth(_) => unreachable!("not offered yet"),
                 Event::Refused => {
                     let id = self.open.take().map(|open| open.id);
                     self.report_rejections(id);
@@ -168,7 +169,8 @@ impl<I: Intake> Connection<I> {
         let Open { id, body, size, received_at } = *self.open.take().expect("a message ends after it began");
         let recipients = envelope.recipients.len() as u64;
         let (client, listener) = (self.client, self.shared.listener);
-        let submission = Submission { id, envelope, body, size, received_at, client, listener };
+        let user = self.session.user().cloned();
+        let submission = Submission { id, envelope, body, size, received_at, client, user, listener };
         let end_of_data = Instant::now();
         let result = Box::pin(self.shared.intake.accept(submission)).await;
         if result.is_ok() {

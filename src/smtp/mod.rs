@@ -7,6 +7,7 @@
 //! [`session`] decides and does no I/O; [`server`] moves bytes between it, the sockets and the [`Intake`]. Knows
 //! neither spool nor policy.
 
+pub mod auth;
 pub mod command;
 mod connection;
 pub mod counts;
@@ -20,15 +21,17 @@ pub mod session;
 pub mod settings;
 
 use core::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::message::{Envelope, QueueId, Timestamp};
 use crate::reply::Reply;
 
+pub use auth::{AuthVerdict, Authenticator, Login};
 pub use counts::ConnectionCounts;
 pub use replies::Replies;
 pub use server::{ListenerSettings, Server};
-pub use settings::{SessionSettings, Timeouts};
+pub use settings::{AuthPolicy, SessionSettings, Timeouts, TlsMode};
 
 /// Takes accepted mail. The one thing behind the front door.
 pub trait Intake: Send + Sync + 'static {
@@ -67,6 +70,8 @@ pub struct Submission<B> {
     /// When DATA began; the date in the `Received:` line.
     pub received_at: Timestamp,
     pub client: IpAddr,
+    /// Who the client authenticated as.
+    pub user: Option<Arc<str>>,
     /// [`ListenerSettings::index`] of the listener the client came by.
     pub listener: usize,
 }

@@ -16,12 +16,12 @@ use super::data::{DataScanner, Piece};
 use super::headers::{HeaderWatch, Origin, received_line};
 use super::line::{Line, LineReader};
 use super::settings::contains;
-use super::{Refusal, RejectReason, Replies, SessionSettings};
+use super::{AuthVerdict, Login, Refusal, RejectReason, Replies, SessionSettings};
 use crate::message::{Envelope, QueueId, Recipient, Timestamp};
 use crate::reply::{EnhancedCode, Reply};
 
 /// What the driver does next.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Event<'a> {
     /// All input is used up. Send the replies, then read.
     NeedInput,
@@ -37,6 +37,11 @@ pub enum Event<'a> {
     Message(Envelope),
     /// The message has ended and was refused: forget its body.
     Refused,
+    /// STARTTLS was answered with 220 and the input is used up: send the replies, shake hands, forget every octet read
+    /// before, and answer with [`Session::secured`].
+    StartTls,
+    /// A login to check; answer with [`Session::authenticated`].
+    Auth(Login),
     /// Send the replies, then close.
     Close,
 }
@@ -51,6 +56,9 @@ pub struct Session {
     /// A whole line has come.
     started: bool,
     helo: Option<Helo>,
+    /// The connection is TLS.
+    secure: bool,
+    user: Option<Arc<str>>,
     /// From the accepted MAIL to the end of data.
     envelope: Option<Envelope>,
     data: Option<Box<Data>>,
@@ -95,6 +103,8 @@ impl Session {
             lines: LineReader::default(),
             started: false,
             helo: None,
+            secure: false,
+            user: None,
             envelope: None,
             data: None,
             errors: 0,
@@ -195,6 +205,34 @@ impl Session {
     /// mailramp is stopping.
     pub fn shut_down(&mut self, replies: &mut Replies) {
         self.close(RejectReason::Shutdown, "421 4.3.2 Shutting down", replies);
+    }
+
+    /// The connection has become TLS: after [`Event::StartTls`], or before the greeting of an implicit listener. What
+    /// the client said before is forgotten (RFC 3207 §4.2).
+    pub fn secured(&mut self) {
+        self.stage = Stage::Commands;
+        self.secure = true;
+        self.helo = None;
+        self.envelope = None;
+    }
+
+    /// The answer to [`Event::Auth`].
+    pub fn authenticated(&mut self, verdict: AuthVerdict, replies: &mut Replies) {
+        self.stage = Stage::Commands;
+        match verdict {
+            AuthVerdict::Accepted(user) => {
+                self.user = Some(user);
+                replies.text("235 2.7.0 Authentication successful");
+            }
+            AuthVerdict::Wrong => self.error_because(RejectReason::Auth, "535 5.7.8 Authentication failed", replies),
+            AuthVerdict::Blocked => self.close(RejectReason::Auth, "421 4.7.0 Too many failures", replies),
+            AuthVerdict::Busy => self.error_because(RejectReason::Auth, "454 4.7.0 Try again later", replies),
+        }
+    }
+
+    /// Who the client authenticated as.
+    pub fn user(&self) -> Option<&Arc<str>> {
+        self.user.as_ref()
     }
 
     fn next_command<'a>(&mut self, input: &mut &'a [u8], replies: &mut Replies) -> Option<Event<'a>> {
@@ -515,6 +553,7 @@ mod tests {
                         self.session.finish(QueueId(7), Ok(()), &mut self.replies);
                     }
                     Event::Refused => self.body.clear(),
+                    Event::StartTls | Event::Auth(_) => unreachable!("not offered yet"),
                     Event::Close => {
                         self.closed = true;
                         break;
@@ -640,7 +679,7 @@ mod tests {
         let mut talk = Talk::new(|_| ());
         let mut input = &b"EHLO c\r\n".repeat(2000)[..];
         let event = talk.session.next(&mut input, &mut talk.replies);
-        assert_eq!(event, Event::Flush);
+        assert!(matches!(event, Event::Flush));
         assert!(talk.replies.bytes.len() < REPLIES_FLUSH_OCTETS + 1024);
     }
 

@@ -18,8 +18,12 @@ pub struct SessionSettings {
     pub max_header_bytes: u64,
     /// Refused commands and messages, the last of which closes the session.
     pub max_errors: u64,
-    /// Who may relay; empty means nobody.
+    /// Who may relay without AUTH; empty means nobody.
     pub allow_from: Vec<IpNet>,
+    pub tls: TlsMode,
+    pub auth: AuthPolicy,
+    /// AUTH is offered without TLS too; for loopback listeners only.
+    pub auth_in_clear: bool,
     /// Whose lone CR and LF in DATA are mended to CRLF instead of refused.
     pub normalize: Vec<IpNet>,
     pub timeouts: Timeouts,
@@ -34,10 +38,36 @@ impl Default for SessionSettings {
             max_header_bytes: 256 * 1024,
             max_errors: 20,
             allow_from: Vec::new(),
+            tls: TlsMode::Off,
+            auth: AuthPolicy::Off,
+            auth_in_clear: false,
             normalize: Vec::new(),
             timeouts: Timeouts::default(),
         }
     }
+}
+
+/// How a listener comes to TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    #[default]
+    Off,
+    /// Offered after EHLO (RFC 3207); needs a certificate.
+    StartTls,
+    /// From the first octet (RFC 8314 §3.3).
+    Implicit,
+}
+
+/// What a listener wants to know of a client's user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuthPolicy {
+    /// AUTH is not offered; only `allow_from` admits.
+    #[default]
+    Off,
+    /// `allow_from` admits without AUTH, a user is admitted from anywhere.
+    Optional,
+    /// As `Optional`, and who is not in `allow_from` is told to authenticate instead of being refused.
+    Required,
 }
 
 /// How long a client may take. Kept by the driver; the session has no clock.
@@ -52,6 +82,8 @@ pub struct Timeouts {
     /// Slowest DATA, in octets per second, over any [`Timeouts::data_window`] of waiting for the client.
     pub data_min_rate: u64,
     pub data_window: Duration,
+    /// For a TLS handshake, from its first octet or the 220 to STARTTLS.
+    pub handshake: Duration,
     /// How long sessions in DATA may go on after shutdown was asked for.
     pub shutdown_grace: Duration,
 }
@@ -64,6 +96,7 @@ impl Default for Timeouts {
             command: Duration::from_secs(5 * 60),
             data_min_rate: 500,
             data_window: Duration::from_secs(60),
+            handshake: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(30),
         }
     }
