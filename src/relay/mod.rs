@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod gate;
 pub mod intake;
+mod queue;
 
 use std::io;
 use std::net::SocketAddr;
@@ -265,6 +266,8 @@ fn assemble(
         reader,
         gate,
         dispatcher: dispatcher.clone(),
+        metrics: metrics.clone(),
+        last_job: Default::default(),
         clock,
         watermark,
         streams,
