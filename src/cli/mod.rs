@@ -10,6 +10,7 @@ pub mod queue;
 pub mod run;
 pub mod status;
 pub mod text;
+pub mod user;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -75,6 +76,9 @@ pub enum Command {
     Queue(queue::Queue),
     /// Check or show the settings
     Config(config::ConfigArgs),
+    /// Hash a password for the users file
+    #[command(subcommand)]
+    User(user::User),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -133,6 +137,7 @@ pub fn run(
         Command::Config(options) => config::command(options, &mut context),
         Command::Status(options) => status::run(options, &mut context),
         Command::Queue(command) => queue::run(command, &mut context),
+        Command::User(command) => user::run(command, &mut context),
     };
     match outcome {
         Ok(()) => exit::OK,
