@@ -170,11 +170,18 @@ pub struct RouteStatus {
 
 /// Messages that are queued, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct QueueTotals {
     pub held: StateTotals,
     pub ready: StateTotals,
     pub deferred: StateTotals,
     pub inflight: StateTotals,
+    /// Came back with restored data; waits for an operator.
+    pub paused: StateTotals,
+    /// Failed, and nobody to tell.
+    pub dead: StateTotals,
+    /// Damaged on disk.
+    pub quarantined: StateTotals,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +201,9 @@ impl QueueTotals {
             QueueState::Ready => &self.ready,
             QueueState::Deferred => &self.deferred,
             QueueState::Inflight => &self.inflight,
+            QueueState::Paused => &self.paused,
+            QueueState::Dead => &self.dead,
+            QueueState::Quarantined => &self.quarantined,
         }
     }
 }
@@ -344,6 +354,8 @@ pub enum Command {
         ids: bool,
     },
     QueueStep(QueueStep),
+    /// No file is removed as long as this connection stands and asks again within half a minute.
+    HoldFiles,
 }
 
 /// One answer: a line of JSON.
@@ -367,6 +379,7 @@ pub enum Answer {
     QueueShow(Box<ShownMessage>),
     QueueSelect(Selection),
     QueueStep(StepAnswer),
+    FilesHeld,
     /// The request was not understood or not allowed; asking again does not help.
     Refused(String),
     /// The relay could not do it now.
