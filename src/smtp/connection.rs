@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::session::{Event, Session};
-use super::{BodySink, Intake, Observer, Replies, SessionSettings, Submission};
+use super::{BodySink, Intake, Note, Observer, Replies, SessionSettings, Submission};
 use crate::message::{Envelope, QueueId, Timestamp};
 
 /// What all connections of a listener have in common.
@@ -182,6 +182,15 @@ impl<I: Intake> Connection<I> {
     }
 
     fn report_rejections(&mut self, id: Option<QueueId>) {
+        let client = self.client;
+        for note in self.replies.notes.drain(..) {
+            match note {
+                Note::BareNewline { hex } => tracing::warn!(event = "smtp.smuggling", %client, octets = hex),
+                Note::PasswordExposed { user } => {
+                    tracing::warn!(event = "smtp.password_exposed", %client, user = user.as_deref());
+                }
+            }
+        }
         for reason in self.replies.rejected.drain(..) {
             self.shared.observer.rejected(reason);
             let (client, reason) = (self.client, reason.name());
@@ -238,8 +247,11 @@ impl<I: Intake> Connection<I> {
                     let target = buffer.get_or_insert_with(take_buffer);
                     match read_drained(&self.stream, target) {
                         Ok(octets) => {
-                            self.window.octets += octets as u64;
-                            self.window.left = self.window.left.saturating_sub(since.elapsed());
+                            // Between two chunks of a message the client owes no rate.
+                            if self.session.is_in_data() {
+                                self.window.octets += octets as u64;
+                                self.window.left = self.window.left.saturating_sub(since.elapsed());
+                            }
                             return Ok(Some(octets));
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -8,14 +8,17 @@
 //! neither spool nor policy.
 
 pub mod auth;
+pub mod chunk;
 pub mod command;
 mod connection;
 pub mod counts;
 pub mod data;
 pub mod headers;
 pub mod line;
+pub mod parameters;
 pub mod path;
 pub mod replies;
+pub mod sasl;
 pub mod server;
 pub mod session;
 pub mod settings;
@@ -29,7 +32,7 @@ use crate::reply::Reply;
 
 pub use auth::{AuthVerdict, Authenticator, Login};
 pub use counts::ConnectionCounts;
-pub use replies::Replies;
+pub use replies::{Note, Replies};
 pub use server::{ListenerSettings, Server};
 pub use settings::{AuthPolicy, SessionSettings, Timeouts, TlsMode};
 
@@ -97,7 +100,9 @@ pub enum RejectReason {
     /// Too many recipients, or too many errors.
     Limit,
     BareNewline,
-    /// NUL, or a line of more than 64 KiB.
+    /// Octets behind STARTTLS that came before the handshake.
+    StarttlsInjection,
+    /// NUL, a line of more than 64 KiB, or one in chunks that does not end.
     Content,
     Loop,
     Timeout,
@@ -110,7 +115,7 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
-    pub const ALL: [RejectReason; 13] = [
+    pub const ALL: [RejectReason; 14] = [
         RejectReason::Size,
         RejectReason::Auth,
         RejectReason::RelayDenied,
@@ -118,6 +123,7 @@ impl RejectReason {
         RejectReason::Syntax,
         RejectReason::Limit,
         RejectReason::BareNewline,
+        RejectReason::StarttlsInjection,
         RejectReason::Content,
         RejectReason::Loop,
         RejectReason::Timeout,
@@ -135,6 +141,7 @@ impl RejectReason {
             RejectReason::Syntax => "syntax",
             RejectReason::Limit => "limit",
             RejectReason::BareNewline => "bare_newline",
+            RejectReason::StarttlsInjection => "starttls_injection",
             RejectReason::Content => "content",
             RejectReason::Loop => "loop",
             RejectReason::Timeout => "timeout",
