@@ -13,6 +13,7 @@ pub mod command;
 mod connection;
 pub mod counts;
 pub mod data;
+pub mod guessing;
 pub mod headers;
 pub mod line;
 pub mod parameters;
@@ -22,6 +23,8 @@ pub mod sasl;
 pub mod server;
 pub mod session;
 pub mod settings;
+pub mod user_file;
+pub mod users;
 
 use core::net::IpAddr;
 use std::sync::Arc;
