@@ -154,8 +154,6 @@ fn trim_spaces(mut text: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     type Read = Result<Command<'static>, CommandError>;
