@@ -18,11 +18,14 @@ pub mod headers;
 pub mod line;
 pub mod parameters;
 pub mod path;
+mod rejections;
 pub mod replies;
 pub mod sasl;
 pub mod server;
 pub mod session;
 pub mod settings;
+mod stream;
+pub mod tls;
 pub mod user_file;
 pub mod users;
 
@@ -36,8 +39,9 @@ use crate::reply::Reply;
 pub use auth::{AuthVerdict, Authenticator, Login};
 pub use counts::ConnectionCounts;
 pub use replies::{Note, Replies};
-pub use server::{ListenerSettings, Server};
+pub use server::{Door, ListenerSettings, Server};
 pub use settings::{AuthPolicy, SessionSettings, Timeouts, TlsMode};
+pub use tls::{CertificateError, ServerTls};
 
 /// Takes accepted mail. The one thing behind the front door.
 pub trait Intake: Send + Sync + 'static {
@@ -113,12 +117,14 @@ pub enum RejectReason {
     Busy,
     /// Not SMTP: HTTP or TLS on this port.
     Protocol,
+    /// A TLS handshake that failed or took too long.
+    Tls,
     /// mailramp is stopping.
     Shutdown,
 }
 
 impl RejectReason {
-    pub const ALL: [RejectReason; 14] = [
+    pub const ALL: [RejectReason; 15] = [
         RejectReason::Size,
         RejectReason::Auth,
         RejectReason::RelayDenied,
@@ -132,6 +138,7 @@ impl RejectReason {
         RejectReason::Timeout,
         RejectReason::Busy,
         RejectReason::Protocol,
+        RejectReason::Tls,
         RejectReason::Shutdown,
     ];
 
@@ -150,6 +157,7 @@ impl RejectReason {
             RejectReason::Timeout => "timeout",
             RejectReason::Busy => "busy",
             RejectReason::Protocol => "protocol",
+            RejectReason::Tls => "tls",
             RejectReason::Shutdown => "shutdown",
         }
     }

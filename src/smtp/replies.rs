@@ -31,6 +31,14 @@ pub enum Note {
 }
 
 impl Note {
+    /// Belongs to a refusal for `reason`. The last error allowed is refused for [`RejectReason::Limit`].
+    pub(super) fn is_about(&self, reason: RejectReason) -> bool {
+        match self {
+            Note::BareNewline { .. } => reason == RejectReason::BareNewline,
+            Note::PasswordExposed { .. } => matches!(reason, RejectReason::Auth | RejectReason::Limit),
+        }
+    }
+
     pub(super) fn bare_newline(octets: &[u8]) -> Self {
         Note::BareNewline { hex: octets.iter().map(|octet| format!("{octet:02x}")).collect() }
     }
