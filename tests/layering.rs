@@ -21,7 +21,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Of the policy only when to try again; how much may leave is decided in the spool's transaction.
     ("delivery", &["clock", "log", "message", "metrics", "policy::RetrySchedule", "policy::retry", "reply", "spool"]),
     ("admin", &["clock", "log", "message", "metrics", "reply"]),
-    ("config", &["clock", "message"]),
+    // Of the policy only what a curve is: a settings file names one.
+    ("config", &["clock", "message", "policy::Curve", "policy::Presets", "policy::presets"]),
     // The place that joins the concrete pieces.
     (
         "relay",
@@ -79,6 +80,9 @@ const PLAIN: &[&str] = &[
     "config/tables.rs",
     "config/validate.rs",
     "config/values.rs",
+    "cli/plan/draw.rs",
+    "cli/plan/report.rs",
+    "cli/plan/svg.rs",
     "cli/text.rs",
 ];
 
@@ -112,6 +116,7 @@ const IO: &[&str] = &[
     "relay/backend.rs",
     "relay/intake.rs",
     "config/mod.rs",
+    "config/curves.rs",
     "config/load.rs",
     "cli/",
 ];

@@ -18,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, ListenerProbe, ProbeDepth};
 use crate::clock::{Clock, MonotoneClock};
-use crate::config::{self, CurveName, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
+use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
 use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::message::{Day, Queue, Route, StreamId};
 use crate::metrics::{Build, Metrics};
-use crate::policy::{self, Calendar, Curve, Overflow, RetrySchedule, Rules, StreamRules};
+use crate::policy::{self, Calendar, Overflow, RetrySchedule, Rules, StreamRules};
 use crate::smtp::{AuthPolicy, ConnectionCounts, ListenerSettings, Server, SessionSettings, TlsMode};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer, SpoolHandle};
@@ -381,13 +381,6 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let Some(warmup) = &settings.warmup else {
         return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]));
     };
-    let curve = match warmup.curve {
-        CurveName::Gentle => Ok(Curve::gentle()),
-        CurveName::Standard => Ok(Curve::standard()),
-        CurveName::Fast => Ok(Curve::fast()),
-        CurveName::Formula => Curve::formula(warmup.first_day as f64, warmup.growth),
-        CurveName::Custom => Curve::new(warmup.custom.iter().map(|n| *n as f64).collect(), warmup.growth),
-    };
     let wrong = |error: &dyn std::error::Error| StartError::Settings(format!("[warmup]: {error}"));
     let overflow = match warmup.overflow.policy {
         OverflowPolicy::Legacy => Overflow::Legacy,
@@ -397,7 +390,7 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let stream = StreamRules { overflow, ..StreamRules::default() };
     let window = &warmup.pace.window;
     let rules = Rules {
-        curve: curve.map_err(|e| wrong(&e))?,
+        curve: warmup.shape.clone(),
         target: warmup.target,
         min_used: warmup.advance.min_used,
         advance: match warmup.advance.on {
