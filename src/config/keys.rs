@@ -72,6 +72,7 @@ const SECTIONS: &[(&str, &[Key])] = &[
     ),
     ("new", UPSTREAM),
     ("legacy", UPSTREAM),
+    ("legacy", &[key::<Count>("max_per_minute", "0")]),
     (
         "warmup",
         &[
@@ -100,8 +101,12 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<Share>("jitter", r#""10%""#),
             key::<Size>("disk.max", r#""20GB""#),
             key::<Size>("disk.min_free", r#""500MB""#),
+            key::<List<FallbackOn>>("fallback_on", r#"["connect", "tls", "auth", "reputation"]"#),
+            key::<Count>("dsn.per_sender_per_hour", "60"),
+            key::<DelayNotice>("dsn.delay_notice", r#""off""#),
         ],
     ),
+    ("dns", &[key::<List<DnsServer>>("servers", "[]"), key::<Span>("timeout", r#""5s""#)]),
 ];
 
 const UPSTREAM: &[Key] = &[
@@ -144,13 +149,9 @@ const LATER: &[&str] = &[
     "smtp.auth",
     "smtp.tls",
     "smtp.users",
-    "legacy.max_per_minute",
     "warmup.brake",
     "warmup.curves_file",
     "warmup.signals_file",
-    "queue.fallback_on",
-    "queue.dsn",
-    "dns",
     "preflight",
     "streams",
     "listeners.stream",
@@ -268,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_key_for_later_is_known_with_all_below_it() {
-        assert!(is_later("dns") && is_later("dns.servers") && is_later("streams[0].name"));
-        assert!(!is_later("dnsx") && !is_later("smtp.hostname"));
+        assert!(is_later("preflight") && is_later("preflight.lists") && is_later("streams[0].name"));
+        assert!(!is_later("preflightx") && !is_later("smtp.hostname"));
     }
 }
