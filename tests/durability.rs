@@ -113,7 +113,7 @@ impl Door {
         let relay = server.local_addr().unwrap();
         let counts = Arc::new(ConnectionCounts::new(10, 10));
         let observer = Arc::new(DoorCounter(metrics));
-        runtime.spawn(server.run(intake, Arc::new(settings), counts, observer, CancellationToken::new()));
+        runtime.spawn(server.run(intake, Arc::new(settings), None, counts, observer, CancellationToken::new()));
         Door { relay, brake, runtime: Some(runtime), _folder: folder }
     }
 

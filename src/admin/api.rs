@@ -5,6 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::queue::{
+    ActionAnswer, LeftAlone, QueueAction, QueueStep, RouteName, Selection, ShownMessage, ShownPart, StepAnswer,
+};
 use crate::log::Addresses;
 use crate::message::Timestamp;
 use crate::metrics::QueueState;
@@ -248,6 +251,15 @@ pub struct QueueFilter {
     pub older_than_seconds: Option<u64>,
     /// Twelve characters, as in the 250 and the log.
     pub id: Option<String>,
+    /// With a recipient in this domain.
+    pub rcpt_domain: Option<String>,
+}
+
+impl QueueFilter {
+    /// Everything matches.
+    pub fn is_empty(&self) -> bool {
+        *self == QueueFilter::default()
+    }
 }
 
 /// The oldest of the matching messages.
@@ -299,16 +311,6 @@ impl MaskedAddress {
     }
 }
 
-/// What a flush did, or would do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FlushAnswer {
-    pub messages: u64,
-    pub recipients: u64,
-    pub bytes: u64,
-    /// Nothing was changed.
-    pub dry_run: bool,
-}
-
 /// One request: a line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -326,8 +328,22 @@ impl Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Command {
     Status,
-    QueueList { filter: QueueFilter, limit: usize },
-    QueueFlush { filter: QueueFilter, dry_run: bool },
+    QueueList {
+        filter: QueueFilter,
+        limit: usize,
+    },
+    QueueShow {
+        id: String,
+        headers: bool,
+    },
+    /// `all`: an empty filter is meant. `ids`: they are wanted, not only the numbers.
+    QueueSelect {
+        filter: QueueFilter,
+        action: QueueAction,
+        all: bool,
+        ids: bool,
+    },
+    QueueStep(QueueStep),
 }
 
 /// One answer: a line of JSON.
@@ -348,7 +364,9 @@ impl Response {
 pub enum Answer {
     Status(Box<Snapshot>),
     QueueList(QueuePage),
-    QueueFlush(FlushAnswer),
+    QueueShow(Box<ShownMessage>),
+    QueueSelect(Selection),
+    QueueStep(StepAnswer),
     /// The request was not understood or not allowed; asking again does not help.
     Refused(String),
     /// The relay could not do it now.
@@ -356,7 +374,7 @@ pub enum Answer {
 }
 
 /// RFC 3339 in UTC.
-mod time {
+pub(super) mod time {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use crate::message::Timestamp;

@@ -74,6 +74,35 @@ pub struct Smtp {
     /// Clients whose bare LF is mended whatever `bare_newline` says.
     #[serde(deserialize_with = "de::<List<Net>, _>")]
     pub normalize_from: Vec<IpNet>,
+    pub users: UsersSettings,
+    pub auth: AuthLimits,
+}
+
+/// Who may log in at a listener with AUTH.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsersSettings {
+    /// `None`: nobody.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub file: Option<PathBuf>,
+    /// What stood in the file when the settings were read; its lines are not judged yet. Not printed: hashes can be guessed at.
+    #[serde(skip)]
+    pub text: Option<SecretString>,
+}
+
+/// When an address that guesses passwords is kept from AUTH.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthLimits {
+    /// Failures from one address (an IPv6 /64 is one) after which it is kept out.
+    #[serde(deserialize_with = "de::<Count, _>")]
+    pub failures: u64,
+    /// The time in which they must come.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub within: Duration,
+    /// How long it is kept out.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub block: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]

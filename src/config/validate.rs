@@ -139,6 +139,10 @@ fn smtp(smtp: &Smtp, judge: &mut Judge<'_>) {
     }
     judge.range("smtp.timeouts.data_rate", data_rate, 1, GIB, |rate| format!("\"{rate}B/s\""));
     judge.span("smtp.stop_grace", smtp.stop_grace, Duration::ZERO, HOUR);
+    let AuthLimits { failures, within, block } = smtp.auth;
+    judge.count("smtp.auth.failures", failures, 1, 100);
+    judge.span("smtp.auth.within", within, SECOND, DAY);
+    judge.span("smtp.auth.block", block, SECOND, DAY);
 }
 
 fn listeners(tables: &Tables, judge: &mut Judge<'_>) {

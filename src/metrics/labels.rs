@@ -106,6 +106,12 @@ labels! {
         Deferred = "deferred",
         Inflight = "inflight",
     }
+    /// What operators do to queued mail by hand.
+    AdminAction {
+        Flush = "flush",
+        Reroute = "reroute",
+        Drop = "drop",
+    }
     /// Pages of the admin plane.
     Handler {
         Landing = "landing",

@@ -7,12 +7,14 @@
 pub mod backend;
 pub mod gate;
 pub mod intake;
+mod queue;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +30,10 @@ use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId};
 use crate::metrics::{Build, Metrics};
 use crate::policy::{self, Calendar, Curve, Overflow, RetrySchedule, Rules, StreamRules};
-use crate::smtp::{AuthPolicy, ConnectionCounts, ListenerSettings, Server, SessionSettings, TlsMode};
+use crate::smtp::guessing::GuessRules;
+use crate::smtp::user_file::UserFile;
+use crate::smtp::users::Users;
+use crate::smtp::{AuthPolicy, Authenticator, ConnectionCounts, ListenerSettings, Server, SessionSettings, TlsMode};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer, SpoolHandle};
 use crate::spool::disk::{DataDirectory, Watermark};
@@ -112,6 +117,7 @@ impl Relay {
         raise_descriptor_limit();
         let gate = Arc::new(warmup_gate(settings)?);
         let plan = plan(settings, &gate)?;
+        let users = users(settings)?;
         let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
         let sockets = Sockets::take(settings)?;
         let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
@@ -124,7 +130,7 @@ impl Relay {
             damaged = recovered.damaged,
             queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
         );
-        assemble(settings, clock, gate, plan, sockets, spool)
+        assemble(settings, clock, gate, plan, users, sockets, spool)
     }
 
     /// Resolves when the committer has died: the process must end with 74.
@@ -233,6 +239,7 @@ fn assemble(
     clock: Arc<dyn Clock>,
     gate: Arc<WarmupGate>,
     plan: Plan,
+    users: Option<Arc<Users>>,
     sockets: Sockets,
     spool: Spool<SqliteStore>,
 ) -> Result<Relay, StartError> {
@@ -267,6 +274,8 @@ fn assemble(
         reader,
         gate,
         dispatcher: dispatcher.clone(),
+        metrics: metrics.clone(),
+        last_job: Default::default(),
         clock,
         watermark,
         streams,
@@ -275,7 +284,7 @@ fn assemble(
         stopping: stopping.clone(),
     });
     let smtp = sockets.smtp.iter().map(|(_, bound, _)| *bound).collect();
-    let servers = serve(settings, sockets.smtp, intake, &metrics, &stopping);
+    let servers = serve(settings, sockets.smtp, intake, &users, &metrics, &stopping);
     let dispatcher = tokio::spawn(run_dispatcher(dispatcher, handle, lines));
     let quiet: CancellationToken = no_more_questions;
     let http = sockets.http.local_addr().map_err(io)?;
@@ -319,6 +328,7 @@ fn serve(
     settings: &Settings,
     sockets: Vec<(Server, SocketAddr, usize)>,
     intake: Arc<SpoolIntake>,
+    users: &Option<Arc<Users>>,
     metrics: &Arc<Metrics>,
     stopping: &CancellationToken,
 ) -> JoinSet<io::Result<()>> {
@@ -328,9 +338,28 @@ fn serve(
     for (server, _, index) in sockets {
         let session = Arc::new(session_settings(settings, &settings.listeners[index]));
         let observer = Arc::new(DoorCounter(metrics.clone()));
-        servers.spawn(server.run(intake.clone(), session, counts.clone(), observer, stopping.clone()));
+        let users = users.clone().map(|users| users as Arc<dyn Authenticator>);
+        servers.spawn(server.run(intake.clone(), session, users, counts.clone(), observer, stopping.clone()));
     }
     servers
+}
+
+fn users(settings: &Settings) -> Result<Option<Arc<Users>>, StartError> {
+    let Some(file) = user_file(settings)? else { return Ok(None) };
+    Ok(Some(Arc::new(Users::new(file, guess_rules(settings)).map_err(StartError::Io)?)))
+}
+
+/// Who may log in; `None` when the settings name no file.
+pub fn user_file(settings: &Settings) -> Result<Option<UserFile>, StartError> {
+    let users = &settings.smtp.users;
+    let (Some(path), Some(text)) = (&users.file, &users.text) else { return Ok(None) };
+    let file = UserFile::parse(text.expose_secret(), &path.display().to_string());
+    file.map(Some).map_err(|faults| StartError::Settings(faults.join("\n")))
+}
+
+fn guess_rules(settings: &Settings) -> GuessRules {
+    let auth = &settings.smtp.auth;
+    GuessRules { failures: auth.failures as usize, within: auth.within, block: auth.block }
 }
 
 /// What sessions of one listener go by.

@@ -14,17 +14,20 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::session::{Event, Session};
-use super::{BodySink, Intake, Observer, Replies, SessionSettings, Submission};
+use super::settings::contains;
+use super::{AuthVerdict, Authenticator, BodySink, Intake, Login, Observer, Replies, SessionSettings, Submission};
 use crate::message::{Envelope, QueueId, Timestamp};
 
 /// What all connections of a listener have in common.
 pub(super) struct Shared<I> {
     pub intake: Arc<I>,
     pub settings: Arc<SessionSettings>,
+    /// `None`: nobody can log in.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
     pub observer: Arc<dyn Observer>,
     pub listener: usize,
 }
@@ -132,7 +135,8 @@ impl<I: Intake> Connection<I> {
                 Event::Data => self.begin().await,
                 Event::Text(text) => self.write_body(text).await,
                 Event::Message(envelope) => self.accept(envelope).await,
-                Event::StartTls | Event::Auth(_) => unreachable!("not offered yet"),
+                Event::Auth(login) => Box::pin(self.authenticate(login)).await?,
+                Event::StartTls => unreachable!("not offered yet"),
                 Event::Refused => {
                     let id = self.open.take().map(|open| open.id);
                     self.report_rejections(id);
@@ -143,6 +147,25 @@ impl<I: Intake> Connection<I> {
             self.command_since = None; // a command has ended; what follows is another one
         }
         Ok(true)
+    }
+
+    /// A wrong password is answered late, by a timer: the thread that checked it is free by then.
+    async fn authenticate(&mut self, login: Login) -> io::Result<()> {
+        self.flush().await?;
+        let verdict = match &self.shared.authenticator {
+            Some(authenticator) => authenticator.check(self.client, login).await,
+            None => AuthVerdict::Wrong,
+        };
+        let verdict = match verdict {
+            // Whom we take mail from without AUTH can go on without it.
+            AuthVerdict::Blocked if contains(&self.shared.settings.allow_from, self.client) => AuthVerdict::Busy,
+            verdict => verdict,
+        };
+        if verdict == AuthVerdict::Wrong {
+            sleep(WRONG_PASSWORD_DELAY).await;
+        }
+        self.session.authenticated(verdict, &mut self.replies);
+        Ok(())
     }
 
     async fn begin(&mut self) {
@@ -356,5 +379,7 @@ fn give_back(buffer: Box<[u8]>) {
 const READ_BUFFER_OCTETS: usize = 16 * 1024;
 const BUFFERS_SPARE_PER_THREAD: usize = 16;
 const REPLIES_KEPT_OCTETS: usize = 512;
+/// Before a wrong password is answered.
+const WRONG_PASSWORD_DELAY: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_MAX_OCTETS: usize = 1024 * 1024;

@@ -12,6 +12,7 @@ pub mod command;
 mod connection;
 pub mod counts;
 pub mod data;
+pub mod guessing;
 pub mod headers;
 pub mod line;
 pub mod path;
@@ -19,6 +20,8 @@ pub mod replies;
 pub mod server;
 pub mod session;
 pub mod settings;
+pub mod user_file;
+pub mod users;
 
 use core::net::IpAddr;
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Shared};
 use super::counts::{ConnectionCounts, Slot};
-use super::{Intake, Observer, Opened, RejectReason, SessionSettings};
+use super::{Authenticator, Intake, Observer, Opened, RejectReason, SessionSettings};
 
 /// Where to listen.
 #[derive(Clone, Debug)]
@@ -58,6 +58,7 @@ impl Server {
         self,
         intake: Arc<I>,
         settings: Arc<SessionSettings>,
+        authenticator: Option<Arc<dyn Authenticator>>,
         gate: Arc<ConnectionCounts>,
         observer: Arc<dyn Observer>,
         shutdown: CancellationToken,
@@ -65,7 +66,7 @@ impl Server {
         let listener = TcpListener::from_std(self.listener)?;
         let grace = settings.timeouts.shutdown_grace;
         let tasks = TaskTracker::new();
-        let shared = Arc::new(Shared { intake, settings, observer, listener: self.index });
+        let shared = Arc::new(Shared { intake, settings, authenticator, observer, listener: self.index });
         let mut failing = false;
         let mut crowd = CrowdLog::default();
         loop {
@@ -303,7 +304,7 @@ mod tests {
             ..SessionSettings::default()
         });
         let (gate, observer, shutdown) = (Arc::new(gate), Arc::new(Counts::default()), CancellationToken::new());
-        let running = server.run(intake.clone(), settings, gate.clone(), observer.clone(), shutdown.clone());
+        let running = server.run(intake.clone(), settings, None, gate.clone(), observer.clone(), shutdown.clone());
         let task = tokio::spawn(running);
         Running { address, intake, gate, observer, shutdown, task }
     }
@@ -587,6 +588,7 @@ mod tests {
         let running = plain().await;
         let stream = TcpStream::connect(running.address).await.unwrap();
         let shared = Arc::new(Shared {
+            authenticator: None,
             intake: running.intake.clone(),
             settings: Arc::default(),
             observer: running.observer.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mailramp::admin::Backend;
-use mailramp::admin::api::{ItemState, QueueFilter, QueueRow, Snapshot};
+use mailramp::admin::api::{ItemState, QueueAction, QueueFilter, QueueRow, QueueStep, Snapshot};
 use mailramp::clock::{Clock, SystemClock};
 use mailramp::message::{Reason, Route, StreamId};
 use mailramp::metrics::Metrics;
@@ -128,7 +128,11 @@ impl Bench {
 
     /// Makes what was deferred due, and next hops worth another look.
     pub async fn flush(&self) {
-        self.relay().backend.flush(QueueFilter::default(), false).await.expect("answers");
+        let (backend, filter) = (&self.relay().backend, QueueFilter::default());
+        let found = backend.select(filter.clone(), QueueAction::Flush, true, true).await.expect("answers");
+        let step = QueueStep { job: found.job, action: QueueAction::Flush, filter, ids: found.ids };
+        backend.step(step, 0).await.expect("answers");
+        backend.dispatcher.nudge();
     }
 
     /// Until `yes` says so about the queue.

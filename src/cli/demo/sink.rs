@@ -74,7 +74,7 @@ pub fn start(
     };
     let sink = Arc::new(Sink { route, notebook, clock, last_id: AtomicU64::new(0) });
     let counts = Arc::new(ConnectionCounts::new(CONNECTIONS_MAX, CONNECTIONS_MAX));
-    tokio::spawn(server.run(sink, Arc::new(settings), counts, Arc::new(()), stop));
+    tokio::spawn(server.run(sink, Arc::new(settings), None, counts, Arc::new(()), stop));
     Ok(address)
 }
 
