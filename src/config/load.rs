@@ -16,7 +16,7 @@ use super::tables::{AuthTable, Tables, UpstreamTable};
 use super::validate::{self, Judge};
 use super::values::Raw;
 use super::{
-    ConfigFaults, Credentials, Fault, HostPort, Loaded, Origin, OverflowPolicy, Settings, TlsLevel, Upstream,
+    ConfigFaults, Credentials, Fault, HostPort, Loaded, Origin, OverflowPolicy, Settings, SmtpTls, TlsLevel, Upstream,
     UpstreamTls, UsersSettings,
 };
 use crate::message::Timestamp;
@@ -150,6 +150,7 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
     if smtp.hostname.is_empty() {
         smtp.hostname = system_hostname();
     }
+    front_tls(&mut smtp.tls, input, judge);
     users(&mut smtp.users, input, judge);
     let legacy = tables.legacy.map(|table| upstream("legacy", table, &smtp.hostname, input, judge));
     let warmup = tables.warmup.map(|mut warmup| {
@@ -173,6 +174,24 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
         queue: tables.queue,
         dns: tables.dns,
         smtp,
+    }
+}
+
+/// Finds the files; what is in them is read at start.
+fn front_tls(tls: &mut SmtpTls, input: &Input<'_>, judge: &mut Judge<'_>) {
+    for (key, path) in [("smtp.tls.cert", &mut tls.cert), ("smtp.tls.key", &mut tls.key)] {
+        let Some(path) = path else { continue };
+        *path = input.folder.join(&*path);
+        if let Err(why) = fs::File::open(&path) {
+            judge.fault(&[key], &format!("must be a PEM file that can be read; {}: {why}", path.display()));
+        }
+    }
+    if let Some(path) = &tls.key
+        && let Some(mode) = mode_open_to_others(path)
+    {
+        let shown = path.display();
+        let must = format!("must not be readable by others: {shown} has mode {mode:03o}; chmod 600 {shown}");
+        judge.fault(&["smtp.tls.key"], &must);
     }
 }
 

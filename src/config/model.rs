@@ -3,7 +3,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -37,6 +37,14 @@ pub struct Settings {
     pub dns: Dns,
 }
 
+impl Settings {
+    /// Certificate chain and key for the front door, when a listener has TLS.
+    pub fn tls_files(&self) -> Option<(&Path, &Path)> {
+        self.listeners.iter().find(|listener| listener.tls != ListenerTls::Off)?;
+        Some((self.smtp.tls.cert.as_deref()?, self.smtp.tls.key.as_deref()?))
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
@@ -66,6 +74,7 @@ pub struct Smtp {
     pub hostname: String,
     pub limits: Limits,
     pub timeouts: SmtpTimeouts,
+    pub tls: SmtpTls,
     /// How long sessions may finish after a request to stop.
     #[serde(deserialize_with = "de::<Span, _>")]
     pub stop_grace: Duration,
@@ -143,9 +152,23 @@ pub struct SmtpTimeouts {
     /// For one command line to arrive in full.
     #[serde(deserialize_with = "de::<Span, _>")]
     pub command: Duration,
+    /// For a TLS handshake.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub handshake: Duration,
     /// Slowest that a message may arrive, in bytes per second over any minute.
     #[serde(deserialize_with = "de::<Rate, _>")]
     pub data_rate: u64,
+}
+
+/// The certificate of all listeners with TLS, both files or none.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SmtpTls {
+    /// PEM chain, the server's own certificate first.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub cert: Option<PathBuf>,
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub key: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -161,6 +184,9 @@ pub struct Listener {
     pub tls: ListenerTls,
     #[serde(deserialize_with = "de::<ListenerAuth, _>")]
     pub auth: ListenerAuth,
+    /// A login is taken without TLS too. Loopback only.
+    #[serde(deserialize_with = "de::<Switch, _>")]
+    pub auth_clear: bool,
 }
 
 /// A server to hand mail to.
