@@ -132,6 +132,20 @@ choice!(OverflowPolicy {
     Hold = "hold",
 });
 
+choice!(
+    /// How the new server failed, so that the legacy server may take the mail.
+    FallbackOn {
+        /// No session came about, or it was lost.
+        Connect = "connect",
+        /// Not secured as the policy asks.
+        Tls = "tls",
+        /// The login was refused.
+        Auth = "auth",
+        /// Refused for its reputation. Without effect in this version: no rule tells such replies yet.
+        Reputation = "reputation",
+    }
+);
+
 /// `tls.level`: "" leaves the choice to us.
 pub(super) struct OptionalTlsLevel;
 impl Setting for OptionalTlsLevel {

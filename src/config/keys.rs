@@ -79,6 +79,7 @@ const SECTIONS: &[(&str, &[Key])] = &[
     ),
     ("new", UPSTREAM),
     ("legacy", UPSTREAM),
+    ("legacy", &[key::<Count>("max_per_minute", "0")]),
     (
         "warmup",
         &[
@@ -108,8 +109,12 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<Share>("jitter", r#""10%""#),
             key::<Size>("disk.max", r#""20GB""#),
             key::<Size>("disk.min_free", r#""500MB""#),
+            key::<List<FallbackOn>>("fallback_on", r#"["connect", "tls", "auth", "reputation"]"#),
+            key::<Count>("dsn.per_sender_per_hour", "60"),
+            key::<DelayNotice>("dsn.delay_notice", r#""off""#),
         ],
     ),
+    ("dns", &[key::<List<DnsServer>>("servers", "[]"), key::<Span>("timeout", r#""5s""#)]),
 ];
 
 const UPSTREAM: &[Key] = &[
@@ -149,12 +154,8 @@ pub(super) const OPTIONAL_SECTIONS: [&str; 2] = ["legacy", "warmup"];
 const LATER: &[&str] = &[
     "http.token_file",
     "http.allowed_hosts",
-    "legacy.max_per_minute",
     "warmup.brake",
     "warmup.signals_file",
-    "queue.fallback_on",
-    "queue.dsn",
-    "dns",
     "preflight",
     "streams",
     "listeners.stream",
@@ -274,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_key_for_later_is_known_with_all_below_it() {
-        assert!(is_later("dns") && is_later("dns.servers") && is_later("streams[0].name"));
-        assert!(!is_later("dnsx") && !is_later("smtp.hostname"));
+        assert!(is_later("preflight") && is_later("preflight.lists") && is_later("streams[0].name"));
+        assert!(!is_later("preflightx") && !is_later("smtp.hostname"));
     }
 }

@@ -174,6 +174,7 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
         legacy,
         warmup,
         queue: tables.queue,
+        dns: tables.dns,
         smtp,
     }
 }
@@ -237,6 +238,7 @@ fn upstream(section: &str, table: UpstreamTable, hostname: &str, input: &Input<'
         connections: usize::try_from(table.connections).unwrap_or(usize::MAX),
         messages_per_connection: table.messages_per_connection,
         timeouts: table.timeouts,
+        max_per_minute: Some(table.max_per_minute).filter(|most| *most > 0),
     }
 }
 

@@ -121,6 +121,8 @@ pub(super) fn tables(tables: &Tables, now: Timestamp, judge: &mut Judge<'_>) {
         None => judge.warnings.push(format!("{}  no [warmup]: nothing is limited", judge.name)),
     }
     queue(&tables.queue, &tables.smtp, judge);
+    judge.span("dns.timeout", tables.dns.timeout, Duration::from_millis(100), MINUTE);
+    judge.require(tables.dns.servers.len() <= DNS_SERVERS_MAX, &["dns.servers"], "must hold at most 8 servers");
 }
 
 fn smtp(smtp: &Smtp, judge: &mut Judge<'_>) {
@@ -240,6 +242,7 @@ fn upstream(section: &str, server: &UpstreamTable, tables: &Tables, judge: &mut 
     credentials(section, server, judge);
     judge.count(&key("connections"), server.connections, 1, 10_000);
     judge.count(&key("messages_per_connection"), server.messages_per_connection, 1, 1_000_000);
+    judge.range(&key("max_per_minute"), server.max_per_minute, 0, 1_000_000_000, |n| n.to_string());
     let UpstreamTimeouts { connect, command, data } = server.timeouts;
     for (name, span) in [("connect", connect), ("command", command), ("data", data)] {
         judge.span(&key(&format!("timeouts.{name}")), span, SECOND, HOUR);
@@ -386,6 +389,12 @@ fn queue(queue: &QueueSettings, smtp: &Smtp, judge: &mut Judge<'_>) {
         &format!("must be at least `smtp.limits.message`, {}", written_size(message)),
     );
     judge.size("queue.disk.min_free", queue.disk.min_free, MIB, 1024 * GIB);
+    judge.count("queue.dsn.per_sender_per_hour", queue.dsn.per_sender_per_hour, 1, 1_000_000);
+    if let Some(late) = queue.dsn.delay_notice {
+        judge.span("queue.dsn.delay_notice", late, MINUTE, 60 * DAY);
+        let must = format!("must be less than `queue.max_age`, {}", written_span(queue.max_age));
+        judge.require(late < queue.max_age, &["queue.dsn.delay_notice", "queue.max_age"], &must);
+    }
 }
 
 fn percent(share: f64) -> String {
@@ -414,6 +423,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+const DNS_SERVERS_MAX: usize = 8;
 const RECIPIENTS_MAX: u64 = 1_000_000_000_000; // far beyond any sender, and exact as f64
 /// The hourly shares of a day together, at least: below 110 % a day that starts late could not be used.
 const USABLE_DAY: f64 = 1.1;
