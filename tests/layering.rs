@@ -13,19 +13,27 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("message", &[]),
     ("reply", &[]),
     ("clock", &["message"]),
+    ("dns", &[]),
     ("log", &["clock", "message"]),
     ("metrics", &["message"]),
     ("policy", &["message", "reply"]),
     ("spool", &["clock", "log", "message", "metrics", "reply"]),
     ("smtp", &["log", "message", "metrics", "reply"]),
     // Of the policy only when to try again; how much may leave is decided in the spool's transaction.
-    ("delivery", &["clock", "log", "message", "metrics", "policy::RetrySchedule", "policy::retry", "reply", "spool"]),
+    (
+        "delivery",
+        &["clock", "dns", "log", "message", "metrics", "policy::RetrySchedule", "policy::retry", "reply", "spool"],
+    ),
     ("admin", &["clock", "log", "message", "metrics", "reply"]),
-    ("config", &["clock", "message"]),
+    // Of the policy only what a curve is: a settings file names one.
+    ("config", &["clock", "message", "policy::Curve", "policy::Presets", "policy::presets"]),
     // The place that joins the concrete pieces.
     (
         "relay",
-        &["admin", "clock", "config", "delivery", "log", "message", "metrics", "policy", "reply", "smtp", "spool"],
+        &[
+            "admin", "clock", "config", "delivery", "dns", "log", "message", "metrics", "policy", "reply", "smtp",
+            "spool",
+        ],
     ),
     (
         "cli",
@@ -70,10 +78,14 @@ const PLAIN: &[&str] = &[
     "spool/ledger.rs",
     "spool/memory.rs",
     "delivery/mod.rs",
+    "delivery/breaker.rs",
+    "delivery/cap.rs",
     "delivery/dsn.rs",
+    "delivery/fallback.rs",
     "delivery/outcome.rs",
     "delivery/schedule.rs",
     "delivery/settle.rs",
+    "delivery/tally.rs",
     "delivery/wire.rs",
     "admin/api.rs",
     "admin/fake.rs",
@@ -87,6 +99,9 @@ const PLAIN: &[&str] = &[
     "config/tables.rs",
     "config/validate.rs",
     "config/values.rs",
+    "cli/plan/draw.rs",
+    "cli/plan/report.rs",
+    "cli/plan/svg.rs",
     "cli/text.rs",
 ];
 
@@ -110,10 +125,13 @@ const IO: &[&str] = &[
     "spool/reader.rs",
     "spool/segment.rs",
     "spool/sqlite.rs",
+    "dns.rs",
+    "delivery/account.rs",
     "delivery/client.rs",
     "delivery/dispatcher.rs",
     "delivery/opening.rs",
     "delivery/pool.rs",
+    "delivery/sending.rs",
     "delivery/session.rs",
     "delivery/tls.rs",
     "admin/mod.rs",
@@ -125,6 +143,7 @@ const IO: &[&str] = &[
     "relay/intake.rs",
     "relay/queue.rs",
     "config/mod.rs",
+    "config/curves.rs",
     "config/load.rs",
     "cli/",
 ];
