@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{Context, Failure, exit};
 use crate::config::{EXIT_CONFIG, Settings, process_environment};
+use crate::relay;
 use crate::smtp::user_file::UserFile;
 
 /// Arguments of `mailramp config`. The settings file itself is an option of every command.
@@ -54,7 +55,8 @@ pub fn command(args: &ConfigArgs, context: &mut Context<'_>) -> Result<(), Failu
 pub fn check(path: &Path, env: impl Iterator<Item = (String, String)>, out: &mut dyn Write) -> io::Result<u8> {
     match Settings::load(path, env) {
         Ok(loaded) => {
-            let users = match crate::relay::user_file(&loaded.settings) {
+            // What a start would read beside the settings.
+            let users = match relay::server_tls(&loaded.settings).and_then(|_| relay::user_file(&loaded.settings)) {
                 Ok(users) => users,
                 Err(faults) => {
                     writeln!(out, "{faults}")?;

@@ -3,7 +3,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::choices::*;
 use super::values::{self, *};
+use crate::policy::Curve;
 
 /// Everything the relay is told at start.
 #[derive(Clone, Debug)]
@@ -34,6 +35,15 @@ pub struct Settings {
     /// `None`: nothing is limited.
     pub warmup: Option<Warmup>,
     pub queue: QueueSettings,
+    pub dns: Dns,
+}
+
+impl Settings {
+    /// Certificate chain and key for the front door, when a listener has TLS.
+    pub fn tls_files(&self) -> Option<(&Path, &Path)> {
+        self.listeners.iter().find(|listener| listener.tls != ListenerTls::Off)?;
+        Some((self.smtp.tls.cert.as_deref()?, self.smtp.tls.key.as_deref()?))
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -65,6 +75,7 @@ pub struct Smtp {
     pub hostname: String,
     pub limits: Limits,
     pub timeouts: SmtpTimeouts,
+    pub tls: SmtpTls,
     /// How long sessions may finish after a request to stop.
     #[serde(deserialize_with = "de::<Span, _>")]
     pub stop_grace: Duration,
@@ -142,9 +153,23 @@ pub struct SmtpTimeouts {
     /// For one command line to arrive in full.
     #[serde(deserialize_with = "de::<Span, _>")]
     pub command: Duration,
+    /// For a TLS handshake.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub handshake: Duration,
     /// Slowest that a message may arrive, in bytes per second over any minute.
     #[serde(deserialize_with = "de::<Rate, _>")]
     pub data_rate: u64,
+}
+
+/// The certificate of all listeners with TLS, both files or none.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SmtpTls {
+    /// PEM chain, the server's own certificate first.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub cert: Option<PathBuf>,
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub key: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -160,6 +185,9 @@ pub struct Listener {
     pub tls: ListenerTls,
     #[serde(deserialize_with = "de::<ListenerAuth, _>")]
     pub auth: ListenerAuth,
+    /// A login is taken without TLS too. Loopback only.
+    #[serde(deserialize_with = "de::<Switch, _>")]
+    pub auth_clear: bool,
 }
 
 /// A server to hand mail to.
@@ -178,6 +206,8 @@ pub struct Upstream {
     /// Messages sent over one connection before it is closed.
     pub messages_per_connection: u64,
     pub timeouts: UpstreamTimeouts,
+    /// Recipients in any 60 seconds; `None`: no cap. Only ever set for the legacy server.
+    pub max_per_minute: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -236,6 +266,12 @@ pub struct Warmup {
     pub providers: Providers,
     pub pace: Pace,
     pub overflow: Overflow,
+    /// Where named curves are looked up; `None`: those of the program.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub curves_file: Option<PathBuf>,
+    /// What `curve` and its numbers come to; filled in when the curves were read.
+    #[serde(skip)]
+    pub shape: Curve,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -308,6 +344,34 @@ pub struct QueueSettings {
     #[serde(deserialize_with = "de::<Share, _>")]
     pub jitter: f64,
     pub disk: Disk,
+    /// Failures of the new server after which the legacy server may take the mail.
+    #[serde(deserialize_with = "de::<List<FallbackOn>, _>")]
+    pub fallback_on: Vec<FallbackOn>,
+    pub dsn: Dsn,
+}
+
+/// Reports to senders.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dsn {
+    /// Reports to one sender in any hour; beyond it what failed is kept as a dead letter.
+    #[serde(deserialize_with = "de::<Count, _>")]
+    pub per_sender_per_hour: u64,
+    /// Age of mail at which its sender is told, once, that it is late; `None`: never.
+    #[serde(deserialize_with = "de::<DelayNotice, _>")]
+    pub delay_notice: Option<Duration>,
+}
+
+/// How next hops' names become addresses.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dns {
+    /// Asked instead of the system's; empty: the system's.
+    #[serde(deserialize_with = "de::<List<DnsServer>, _>")]
+    pub servers: Vec<SocketAddr>,
+    /// For one question, all tries together.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub timeout: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]

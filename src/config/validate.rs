@@ -18,6 +18,7 @@ use super::tables::{Tables, UpstreamTable};
 use super::values::Raw;
 use super::{Fault, Origin};
 use crate::message::Timestamp;
+use crate::policy::Curve;
 
 /// Collects what is wrong, and knows where each value stands.
 pub(super) struct Judge<'a> {
@@ -120,6 +121,8 @@ pub(super) fn tables(tables: &Tables, now: Timestamp, judge: &mut Judge<'_>) {
         None => judge.warnings.push(format!("{}  no [warmup]: nothing is limited", judge.name)),
     }
     queue(&tables.queue, &tables.smtp, judge);
+    judge.span("dns.timeout", tables.dns.timeout, Duration::from_millis(100), MINUTE);
+    judge.require(tables.dns.servers.len() <= DNS_SERVERS_MAX, &["dns.servers"], "must hold at most 8 servers");
 }
 
 fn smtp(smtp: &Smtp, judge: &mut Judge<'_>) {
@@ -131,12 +134,23 @@ fn smtp(smtp: &Smtp, judge: &mut Judge<'_>) {
     judge.count("smtp.limits.errors", errors, 1, 10_000);
     judge.size("smtp.limits.headers", headers, 4 * KIB, 64 * MIB);
     judge.size("smtp.limits.body_buffer", body_buffer, MIB, 64 * GIB);
-    let SmtpTimeouts { first, idle, command, data_rate } = smtp.timeouts;
-    for (key, span) in [("first", first), ("idle", idle), ("command", command)] {
+    let SmtpTimeouts { first, idle, command, handshake, data_rate } = smtp.timeouts;
+    for (key, span) in [("first", first), ("idle", idle), ("command", command), ("handshake", handshake)] {
         judge.span(&format!("smtp.timeouts.{key}"), span, SECOND, HOUR);
     }
     judge.range("smtp.timeouts.data_rate", data_rate, 1, GIB, |rate| format!("\"{rate}B/s\""));
     judge.span("smtp.stop_grace", smtp.stop_grace, Duration::ZERO, HOUR);
+    let (cert, key) = ("smtp.tls.cert", "smtp.tls.key");
+    judge.require(
+        smtp.tls.cert.is_some() || smtp.tls.key.is_none(),
+        &[cert, key],
+        "must be set when `smtp.tls.key` is",
+    );
+    judge.require(
+        smtp.tls.key.is_some() || smtp.tls.cert.is_none(),
+        &[key, cert],
+        "must be set when `smtp.tls.cert` is",
+    );
     let AuthLimits { failures, within, block } = smtp.auth;
     judge.count("smtp.auth.failures", failures, 1, 100);
     judge.span("smtp.auth.within", within, SECOND, DAY);
@@ -149,13 +163,8 @@ fn listeners(tables: &Tables, judge: &mut Judge<'_>) {
         let bind = format!("listeners[{index}].bind");
         let allow_from = format!("listeners[{index}].allow_from");
         judge.require(!listener.bind.is_empty(), &[&bind], "must be an address such as \"127.0.0.1:2525\"");
-        if listener.allow_from.is_empty() {
-            judge.fault(
-                &[&allow_from],
-                "must name the networks whose clients may relay, such as [\"127.0.0.0/8\", \"::1\"]: \
-                 without them and without AUTH, which comes later, this listener serves nobody",
-            );
-        }
+        listener_tls(index, listener, &tables.smtp.tls, judge);
+        listener_auth(index, listener, judge);
         for net in listener.allow_from.iter().filter(|net| serves_strangers(net)) {
             judge.fault(&[&allow_from], &format!("must not hold {net}: that is an open relay; name your own networks"));
         }
@@ -165,6 +174,40 @@ fn listeners(tables: &Tables, judge: &mut Judge<'_>) {
             }
             taken.push((bind.clone(), *address));
         }
+    }
+}
+
+fn listener_tls(index: usize, listener: &Listener, files: &SmtpTls, judge: &mut Judge<'_>) {
+    if listener.tls != ListenerTls::Off && (files.cert.is_none() || files.key.is_none()) {
+        judge.fault(
+            &[&format!("listeners[{index}].tls"), "smtp.tls.cert", "smtp.tls.key"],
+            "must be \"off\" without a certificate; set `smtp.tls.cert` and `smtp.tls.key`",
+        );
+    }
+}
+
+fn listener_auth(index: usize, listener: &Listener, judge: &mut Judge<'_>) {
+    let key = |name: &str| format!("listeners[{index}].{name}");
+    let (bind, tls, auth, clear) = (key("bind"), key("tls"), key("auth"), key("auth_clear"));
+    if listener.auth == ListenerAuth::Off {
+        let allow_from = "must name the networks whose clients may relay, such as [\"127.0.0.0/8\", \"::1\"]: \
+                          without them and without a login (`auth`) this listener serves nobody";
+        judge.require(!listener.allow_from.is_empty(), &[&key("allow_from"), &auth], allow_from);
+        judge.require(!listener.auth_clear, &[&clear, &auth], "must be false when `auth` is \"off\"");
+        return;
+    }
+    let users = "smtp.users.file";
+    let has_users = judge.effective.get(users).is_some_and(|(raw, _)| *raw != Raw::Text(String::new()));
+    judge.require(has_users, &[&auth, users], "must be \"off\" without users; set `smtp.users.file`");
+    if let Some(address) = listener.bind.iter().find(|address| !address.ip().is_loopback())
+        && listener.auth_clear
+    {
+        let must = format!("must be false: passwords would cross a network in clear by {address}; set `tls`");
+        judge.fault(&[&clear, &bind], &must);
+    } else if listener.tls == ListenerTls::Off && !listener.auth_clear {
+        let must = "must be \"starttls\" or \"implicit\" when there is a login; \
+                    or set `auth_clear`, on a loopback address";
+        judge.fault(&[&tls, &auth, &clear], must);
     }
 }
 
@@ -199,6 +242,7 @@ fn upstream(section: &str, server: &UpstreamTable, tables: &Tables, judge: &mut 
     credentials(section, server, judge);
     judge.count(&key("connections"), server.connections, 1, 10_000);
     judge.count(&key("messages_per_connection"), server.messages_per_connection, 1, 1_000_000);
+    judge.range(&key("max_per_minute"), server.max_per_minute, 0, 1_000_000_000, |n| n.to_string());
     let UpstreamTimeouts { connect, command, data } = server.timeouts;
     for (name, span) in [("connect", connect), ("command", command), ("data", data)] {
         judge.span(&key(&format!("timeouts.{name}")), span, SECOND, HOUR);
@@ -287,6 +331,8 @@ fn curve(warmup: &Warmup, judge: &mut Judge<'_>) {
         } else if let Some(pair) = list.windows(2).find(|pair| pair[1] < pair[0]) {
             let must = format!("must never fall from one stage to the next; {} comes after {}", pair[1], pair[0]);
             judge.fault(&["warmup.custom"], &must);
+        } else if list.len() > Curve::STAGES_MAX {
+            judge.fault(&["warmup.custom"], &format!("must hold at most {} numbers", Curve::STAGES_MAX));
         }
     } else if !list.is_empty() {
         let must = format!("must be left out with curve \"{}\", or the curve be \"custom\"", warmup.curve.name());
@@ -294,14 +340,6 @@ fn curve(warmup: &Warmup, judge: &mut Judge<'_>) {
     }
     judge.count("warmup.first_day", warmup.first_day, 1, RECIPIENTS_MAX);
     judge.range("warmup.growth", warmup.growth, 1.0, 10.0, |n| n.to_string());
-    let last = match warmup.curve {
-        CurveName::Custom => list.last().copied().unwrap_or(0),
-        CurveName::Formula => warmup.first_day,
-        CurveName::Gentle | CurveName::Standard | CurveName::Fast => return,
-    };
-    if warmup.growth == 1.0 && last < warmup.target {
-        judge.warn("warmup.growth", "`warmup.growth` = 1.0: the curve stands still below the target and never ends");
-    }
 }
 
 fn pace(pace: &Pace, judge: &mut Judge<'_>) {
@@ -351,6 +389,12 @@ fn queue(queue: &QueueSettings, smtp: &Smtp, judge: &mut Judge<'_>) {
         &format!("must be at least `smtp.limits.message`, {}", written_size(message)),
     );
     judge.size("queue.disk.min_free", queue.disk.min_free, MIB, 1024 * GIB);
+    judge.count("queue.dsn.per_sender_per_hour", queue.dsn.per_sender_per_hour, 1, 1_000_000);
+    if let Some(late) = queue.dsn.delay_notice {
+        judge.span("queue.dsn.delay_notice", late, MINUTE, 60 * DAY);
+        let must = format!("must be less than `queue.max_age`, {}", written_span(queue.max_age));
+        judge.require(late < queue.max_age, &["queue.dsn.delay_notice", "queue.max_age"], &must);
+    }
 }
 
 fn percent(share: f64) -> String {
@@ -379,6 +423,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+const DNS_SERVERS_MAX: usize = 8;
 const RECIPIENTS_MAX: u64 = 1_000_000_000_000; // far beyond any sender, and exact as f64
 /// The hourly shares of a day together, at least: below 110 % a day that starts late could not be used.
 const USABLE_DAY: f64 = 1.1;

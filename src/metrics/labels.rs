@@ -51,6 +51,8 @@ labels! {
         /// More recipients, errors or headers than allowed.
         TooMany = "too_many",
         Timeout = "timeout",
+        /// A TLS handshake that failed.
+        Tls = "tls",
         Other = "other",
     }
     /// Outcome of one delivery attempt, per recipient.

@@ -140,10 +140,11 @@ impl Observer for DoorCounter {
             RejectReason::RelayDenied => Rejection::RelayDenied,
             RejectReason::Disk => Rejection::Disk,
             RejectReason::Syntax | RejectReason::Content | RejectReason::Protocol => Rejection::Syntax,
-            RejectReason::BareNewline => Rejection::Smuggling,
+            RejectReason::BareNewline | RejectReason::StarttlsInjection => Rejection::Smuggling,
             RejectReason::Loop => Rejection::Loop,
             RejectReason::Limit | RejectReason::Busy => Rejection::TooMany,
             RejectReason::Timeout => Rejection::Timeout,
+            RejectReason::Tls => Rejection::Tls,
             RejectReason::Shutdown => Rejection::Other,
         };
         self.0.smtp_rejections.of(label).inc();

@@ -20,18 +20,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, ListenerProbe, ProbeDepth};
 use crate::clock::{Clock, MonotoneClock};
-use crate::config::{self, CurveName, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
+use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
+use crate::delivery::fallback::FallbackRules;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
 use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
+use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
-use crate::policy::{self, Calendar, Curve, Overflow, RetrySchedule, Rules, StreamRules};
+use crate::policy::{self, Calendar, Overflow, RetrySchedule, Rules, StreamRules};
 use crate::smtp::guessing::GuessRules;
 use crate::smtp::user_file::UserFile;
 use crate::smtp::users::Users;
-use crate::smtp::{AuthPolicy, Authenticator, ConnectionCounts, ListenerSettings, Server, SessionSettings, TlsMode};
+use crate::smtp::{
+    AuthPolicy, Authenticator, CertificateError, ConnectionCounts, Door, ListenerSettings, Server, ServerTls,
+    SessionSettings, TlsMode,
+};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer, SpoolHandle};
 use crate::spool::disk::{DataDirectory, Watermark};
@@ -51,6 +56,8 @@ const TRANSACTIONS_GRACE: Duration = Duration::from_secs(5);
 const DESCRIPTORS_BESIDE: u64 = 200;
 /// A start date nobody set: the first day the relay runs is the first of the ramp, since a lane begins at stage 0.
 const STARTED_ALREADY: Day = Day(i32::MIN);
+/// A certificate with less time left is worth a warning.
+const CERTIFICATE_SHORT: Duration = Duration::from_secs(14 * 86_400);
 
 /// Why a relay did not start. Nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +98,9 @@ pub struct Relay {
     pub backend: Arc<RelayBackend>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
+    /// The certificate that listeners with TLS show.
+    tls: Option<Arc<ServerTls>>,
+    clock: Arc<dyn Clock>,
     committer: Committer,
     servers: JoinSet<io::Result<()>>,
     dispatcher: tokio::task::JoinHandle<()>,
@@ -117,6 +127,12 @@ struct Sockets {
     control: admin::control::ControlSocket,
 }
 
+/// What the front door needs beside its sockets; `None` when no listener needs it.
+struct FrontDoor {
+    tls: Option<Arc<ServerTls>>,
+    users: Option<Arc<Users>>,
+}
+
 impl Relay {
     /// Starts everything. On `Err` nothing of it runs.
     pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
@@ -130,6 +146,10 @@ impl Relay {
         raise_descriptor_limit();
         let gate = Arc::new(warmup_gate(settings)?);
         let plan = plan(settings, &gate)?;
+        let tls = server_tls(settings)?;
+        if let Some(tls) = &tls {
+            warn_of_expiry(tls, clock.now());
+        }
         let users = users(settings)?;
         let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
         let sockets = Sockets::take(settings)?;
@@ -153,7 +173,20 @@ impl Relay {
                  and start with --restored"
             );
         }
-        assemble(settings, clock, gate, plan, users, sockets, spool)
+        assemble(settings, clock, gate, plan, FrontDoor { tls, users }, sockets, spool)
+    }
+
+    /// Reads the certificate for the front door anew; sessions under way keep theirs. On `Err` the old one stays in
+    /// use. Does nothing when no listener has TLS.
+    pub async fn reload_certificate(&self, settings: &Settings) -> Result<(), CertificateError> {
+        let (Some(tls), Some((cert, key))) = (self.tls.clone(), settings.tls_files()) else { return Ok(()) };
+        let (reloading, cert, key) = (tls.clone(), cert.to_owned(), key.to_owned());
+        let reload = tokio::task::spawn_blocking(move || reloading.reload(&cert, &key));
+        reload.await.expect("reading a certificate does not panic")?;
+        let days_left = days_left(&tls, self.clock.now());
+        tracing::info!(event = "tls.reloaded", days_left);
+        warn_of_expiry(&tls, self.clock.now());
+        Ok(())
     }
 
     /// Resolves when the committer has died: the process must end with 74.
@@ -235,6 +268,27 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// The certificate that the settings name, checked as a start does. `None`: no listener has TLS.
+pub fn server_tls(settings: &Settings) -> Result<Option<Arc<ServerTls>>, StartError> {
+    let Some((cert, key)) = settings.tls_files() else { return Ok(None) };
+    match ServerTls::load(cert, key) {
+        Ok(tls) => Ok(Some(Arc::new(tls))),
+        Err(error) => Err(StartError::Settings(error.to_string())),
+    }
+}
+
+/// Whole days until the certificate expires; negative when it has.
+fn days_left(tls: &ServerTls, now: Timestamp) -> i64 {
+    (tls.not_after().seconds() - now.seconds()).div_euclid(86_400)
+}
+
+fn warn_of_expiry(tls: &ServerTls, now: Timestamp) {
+    if tls.not_after() < now.after(CERTIFICATE_SHORT) {
+        let days_left = days_left(tls, now);
+        tracing::warn!(event = "tls.expiring", days_left, "renew `smtp.tls.cert`, then send SIGHUP");
+    }
+}
+
 /// Clients we can serve at once without running out of descriptors for the mail itself.
 fn most_connections(settings: &Settings) -> usize {
     let wanted = settings.smtp.limits.connections;
@@ -284,7 +338,7 @@ fn assemble(
     clock: Arc<dyn Clock>,
     gate: Arc<WarmupGate>,
     plan: Plan,
-    users: Option<Arc<Users>>,
+    front_door: FrontDoor,
     sockets: Sockets,
     mut spool: Spool<SqliteStore>,
 ) -> Result<Relay, StartError> {
@@ -322,7 +376,7 @@ fn assemble(
         dispatcher: dispatcher.clone(),
         metrics: metrics.clone(),
         last_job: Default::default(),
-        clock,
+        clock: clock.clone(),
         holds,
         watermark,
         streams,
@@ -331,7 +385,16 @@ fn assemble(
         stopping: stopping.clone(),
     });
     let smtp = sockets.smtp.iter().map(|(_, bound, _)| *bound).collect();
-    let servers = serve(settings, sockets.smtp, intake, &users, &metrics, &stopping);
+    let FrontDoor { tls, users } = front_door;
+    let counts = Arc::new(ConnectionCounts::new(most_connections(settings), settings.smtp.limits.per_ip as usize));
+    let door = || Door {
+        intake: intake.clone(),
+        counts: counts.clone(),
+        observer: Arc::new(DoorCounter(metrics.clone())),
+        authenticator: users.clone().map(|users| users as Arc<dyn Authenticator>),
+        tls: tls.clone(),
+    };
+    let servers = serve(settings, sockets.smtp, door, &stopping);
     let dispatcher = tokio::spawn(run_dispatcher(dispatcher, handle, lines));
     let quiet: CancellationToken = no_more_questions;
     let http = sockets.http.local_addr().map_err(io)?;
@@ -348,6 +411,8 @@ fn assemble(
         http,
         backend,
         metrics,
+        tls,
+        clock,
         committer,
         servers,
         dispatcher,
@@ -374,19 +439,13 @@ fn waiting_lines(ledger: &Ledger) -> Vec<(Queue, StreamId)> {
 fn serve(
     settings: &Settings,
     sockets: Vec<(Server, SocketAddr, usize)>,
-    intake: Arc<SpoolIntake>,
-    users: &Option<Arc<Users>>,
-    metrics: &Arc<Metrics>,
+    door: impl Fn() -> Door<SpoolIntake>,
     stopping: &CancellationToken,
 ) -> JoinSet<io::Result<()>> {
-    let limits = &settings.smtp.limits;
-    let counts = Arc::new(ConnectionCounts::new(most_connections(settings), limits.per_ip as usize));
     let mut servers = JoinSet::new();
     for (server, _, index) in sockets {
         let session = Arc::new(session_settings(settings, &settings.listeners[index]));
-        let observer = Arc::new(DoorCounter(metrics.clone()));
-        let users = users.clone().map(|users| users as Arc<dyn Authenticator>);
-        servers.spawn(server.run(intake.clone(), session, users, counts.clone(), observer, stopping.clone()));
+        servers.spawn(server.run(door(), session, stopping.clone()));
     }
     servers
 }
@@ -419,9 +478,17 @@ fn session_settings(settings: &Settings, listener: &config::Listener) -> Session
         max_header_bytes: limits.headers,
         max_errors: limits.errors,
         allow_from: listener.allow_from.clone(),
-        tls: TlsMode::Off,
-        auth: AuthPolicy::Off,
-        auth_in_clear: false,
+        tls: match listener.tls {
+            config::ListenerTls::Off => TlsMode::Off,
+            config::ListenerTls::StartTls => TlsMode::StartTls,
+            config::ListenerTls::Implicit => TlsMode::Implicit,
+        },
+        auth: match listener.auth {
+            config::ListenerAuth::Off => AuthPolicy::Off,
+            config::ListenerAuth::Optional => AuthPolicy::Optional,
+            config::ListenerAuth::Required => AuthPolicy::Required,
+        },
+        auth_in_clear: listener.auth_clear,
         normalize: match settings.smtp.bare_newline {
             config::BareNewline::Reject => settings.smtp.normalize_from.clone(),
             config::BareNewline::Normalize => everybody(),
@@ -431,6 +498,7 @@ fn session_settings(settings: &Settings, listener: &config::Listener) -> Session
             idle: timeouts.idle,
             command: timeouts.command,
             data_min_rate: timeouts.data_rate,
+            handshake: timeouts.handshake,
             shutdown_grace: settings.smtp.stop_grace,
             ..Default::default()
         },
@@ -443,8 +511,9 @@ fn everybody() -> Vec<ipnet::IpNet> {
 
 fn probes(settings: &Settings, bound: &[(Server, SocketAddr, usize)]) -> Vec<ListenerProbe> {
     let probe = |(_, address, index): &(Server, SocketAddr, usize)| {
-        let admits = admits_loopback(&settings.listeners[*index].allow_from, address.ip());
-        let depth = match admits {
+        let listener = &settings.listeners[*index];
+        let depth = match admits_loopback(&listener.allow_from, address.ip()) {
+            _ if listener.tls == config::ListenerTls::Implicit => ProbeDepth::Connect,
             true => ProbeDepth::Recipient(format!("postmaster@{}", settings.smtp.hostname)),
             false => ProbeDepth::Greeting,
         };
@@ -459,13 +528,6 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let Some(warmup) = &settings.warmup else {
         return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]));
     };
-    let curve = match warmup.curve {
-        CurveName::Gentle => Ok(Curve::gentle()),
-        CurveName::Standard => Ok(Curve::standard()),
-        CurveName::Fast => Ok(Curve::fast()),
-        CurveName::Formula => Curve::formula(warmup.first_day as f64, warmup.growth),
-        CurveName::Custom => Curve::new(warmup.custom.iter().map(|n| *n as f64).collect(), warmup.growth),
-    };
     let wrong = |error: &dyn std::error::Error| StartError::Settings(format!("[warmup]: {error}"));
     let overflow = match warmup.overflow.policy {
         OverflowPolicy::Legacy => Overflow::Legacy,
@@ -475,7 +537,7 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let stream = StreamRules { overflow, ..StreamRules::default() };
     let window = &warmup.pace.window;
     let rules = Rules {
-        curve: curve.map_err(|e| wrong(&e))?,
+        curve: warmup.shape.clone(),
         target: warmup.target,
         min_used: warmup.advance.min_used,
         advance: match warmup.advance.on {
@@ -507,21 +569,33 @@ fn retry_schedule(settings: &Settings) -> Result<RetrySchedule, StartError> {
 }
 
 fn plan(settings: &Settings, gate: &WarmupGate) -> Result<Plan, StartError> {
-    let legacy = settings.legacy.as_ref().map(|legacy| route_plan(Route::Legacy, legacy)).transpose()?;
+    let resolver = crate::dns::resolver(&settings.dns.servers, settings.dns.timeout);
+    let route = |route, upstream| route_plan(route, upstream, resolver.clone());
+    let legacy = settings.legacy.as_ref().map(|legacy| route(Route::Legacy, legacy)).transpose()?;
+    let reports_by = if legacy.is_some() { Route::Legacy } else { Route::New };
+    let rules =
+        SettleRules::new(retry_schedule(settings)?, settings.queue.max_age, settings.smtp.hostname.clone(), reports_by);
     Ok(Plan {
         settle: SettleRules {
-            retry: retry_schedule(settings)?,
-            max_age: settings.queue.max_age,
-            hostname: settings.smtp.hostname.clone(),
-            reports_by: if legacy.is_some() { Route::Legacy } else { Route::New },
+            fallback: fallback_rules(&settings.queue.fallback_on),
+            undated_falls_back: settings.warmup.is_none(),
+            ..rules
         },
-        new: route_plan(Route::New, &settings.new)?,
+        new: route(Route::New, &settings.new)?,
         legacy,
         order: gate.order(),
     })
 }
 
-fn route_plan(route: Route, upstream: &Upstream) -> Result<RoutePlan, StartError> {
+fn fallback_rules(on: &[config::FallbackOn]) -> FallbackRules {
+    FallbackRules {
+        connect: on.contains(&config::FallbackOn::Connect),
+        tls: on.contains(&config::FallbackOn::Tls),
+        auth: on.contains(&config::FallbackOn::Auth),
+    }
+}
+
+fn route_plan(route: Route, upstream: &Upstream, resolver: Arc<dyn Resolver>) -> Result<RoutePlan, StartError> {
     let connectors = TlsConnectors::new(upstream.tls.ca_file.as_deref())
         .map_err(|error| StartError::Settings(format!("[{route}.tls]: {error}")))?;
     let level = match upstream.tls.level {
@@ -545,10 +619,12 @@ fn route_plan(route: Route, upstream: &Upstream) -> Result<RoutePlan, StartError
             command: upstream.timeouts.command,
             data: upstream.timeouts.data,
         },
+        resolver,
     };
     Ok(RoutePlan {
         target,
         connections: upstream.connections,
         messages_per_connection: upstream.messages_per_connection,
+        max_per_minute: upstream.max_per_minute,
     })
 }

@@ -8,6 +8,7 @@
 //! neither spool nor policy.
 
 pub mod auth;
+pub mod chunk;
 pub mod command;
 mod connection;
 pub mod counts;
@@ -15,11 +16,16 @@ pub mod data;
 pub mod guessing;
 pub mod headers;
 pub mod line;
+pub mod parameters;
 pub mod path;
+mod rejections;
 pub mod replies;
+pub mod sasl;
 pub mod server;
 pub mod session;
 pub mod settings;
+mod stream;
+pub mod tls;
 pub mod user_file;
 pub mod users;
 
@@ -32,9 +38,10 @@ use crate::reply::Reply;
 
 pub use auth::{AuthVerdict, Authenticator, Login};
 pub use counts::ConnectionCounts;
-pub use replies::Replies;
-pub use server::{ListenerSettings, Server};
+pub use replies::{Note, Replies};
+pub use server::{Door, ListenerSettings, Server};
 pub use settings::{AuthPolicy, SessionSettings, Timeouts, TlsMode};
+pub use tls::{CertificateError, ServerTls};
 
 /// Takes accepted mail. The one thing behind the front door.
 pub trait Intake: Send + Sync + 'static {
@@ -100,7 +107,9 @@ pub enum RejectReason {
     /// Too many recipients, or too many errors.
     Limit,
     BareNewline,
-    /// NUL, or a line of more than 64 KiB.
+    /// Octets behind STARTTLS that came before the handshake.
+    StarttlsInjection,
+    /// NUL, a line of more than 64 KiB, or one in chunks that does not end.
     Content,
     Loop,
     Timeout,
@@ -108,12 +117,14 @@ pub enum RejectReason {
     Busy,
     /// Not SMTP: HTTP or TLS on this port.
     Protocol,
+    /// A TLS handshake that failed or took too long.
+    Tls,
     /// mailramp is stopping.
     Shutdown,
 }
 
 impl RejectReason {
-    pub const ALL: [RejectReason; 13] = [
+    pub const ALL: [RejectReason; 15] = [
         RejectReason::Size,
         RejectReason::Auth,
         RejectReason::RelayDenied,
@@ -121,11 +132,13 @@ impl RejectReason {
         RejectReason::Syntax,
         RejectReason::Limit,
         RejectReason::BareNewline,
+        RejectReason::StarttlsInjection,
         RejectReason::Content,
         RejectReason::Loop,
         RejectReason::Timeout,
         RejectReason::Busy,
         RejectReason::Protocol,
+        RejectReason::Tls,
         RejectReason::Shutdown,
     ];
 
@@ -138,11 +151,13 @@ impl RejectReason {
             RejectReason::Syntax => "syntax",
             RejectReason::Limit => "limit",
             RejectReason::BareNewline => "bare_newline",
+            RejectReason::StarttlsInjection => "starttls_injection",
             RejectReason::Content => "content",
             RejectReason::Loop => "loop",
             RejectReason::Timeout => "timeout",
             RejectReason::Busy => "busy",
             RejectReason::Protocol => "protocol",
+            RejectReason::Tls => "tls",
             RejectReason::Shutdown => "shutdown",
         }
     }
