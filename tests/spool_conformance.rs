@@ -1,7 +1,7 @@
 //! One suite for every back end of the spool: kill, full disk, two claimers, midnight, a clock that goes back.
 //!
 //! `harness` has the bench and a plain gate, `rules` what holds everywhere, `faults` what a full disk and a crash may
-//! not do, `quota` the ledger's promises, `random` all of it mixed from a seed, `on_disk` what only SQLite and segments
+//! not do, `clock` what a clock that was wrong may not do, `quota` the ledger's promises, `random` all of it mixed from a seed, `on_disk` what only SQLite and segments
 //! have to promise.
 
 #[path = "spool_conformance/harness.rs"]
@@ -19,6 +19,8 @@ macro_rules! on_both {
     };
 }
 
+#[path = "spool_conformance/clock.rs"]
+mod clock;
 #[path = "spool_conformance/faults.rs"]
 mod faults;
 #[path = "spool_conformance/on_disk.rs"]

@@ -19,6 +19,7 @@ pub struct Snapshot {
     pub version: String,
     #[serde(with = "time")]
     pub now: Timestamp,
+    pub clock: ClockStatus,
     pub warmup: Warmup,
     pub today: Today,
     /// The held message that has waited longest.
@@ -27,6 +28,18 @@ pub struct Snapshot {
     pub legacy: RouteStatus,
     pub queue: QueueTotals,
     pub spool: SpoolStatus,
+}
+
+/// What is thought of the machine's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// While it is not, nothing under a limit leaves by new.
+    pub trusted: bool,
+    /// Ahead of what has passed, or (negative) behind it; 0 while it is trusted.
+    pub off_seconds: i64,
+    /// What it shows, right or wrong.
+    #[serde(with = "time")]
+    pub shows: Timestamp,
 }
 
 /// Where the ramp stands. Recipients throughout.
@@ -309,6 +322,15 @@ pub struct FlushAnswer {
     pub dry_run: bool,
 }
 
+/// What accepting the clock did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockAnswer {
+    /// By how much the time moved.
+    pub moved_seconds: i64,
+    #[serde(with = "time")]
+    pub now: Timestamp,
+}
+
 /// One request: a line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -326,8 +348,18 @@ impl Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Command {
     Status,
-    QueueList { filter: QueueFilter, limit: usize },
-    QueueFlush { filter: QueueFilter, dry_run: bool },
+    QueueList {
+        filter: QueueFilter,
+        limit: usize,
+    },
+    QueueFlush {
+        filter: QueueFilter,
+        dry_run: bool,
+    },
+    /// `reason`: the operator's own words, for the log.
+    AcceptClock {
+        reason: String,
+    },
 }
 
 /// One answer: a line of JSON.
@@ -349,6 +381,7 @@ pub enum Answer {
     Status(Box<Snapshot>),
     QueueList(QueuePage),
     QueueFlush(FlushAnswer),
+    AcceptClock(ClockAnswer),
     /// The request was not understood or not allowed; asking again does not help.
     Refused(String),
     /// The relay could not do it now.

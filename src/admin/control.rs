@@ -153,6 +153,11 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
     let outcome = match command {
         Command::Status => backend.snapshot().await.map(|snapshot| Answer::Status(Box::new(snapshot))),
         Command::QueueList { filter, limit } => backend.queue(filter, limit.min(ROWS_MAX)).await.map(Answer::QueueList),
+        Command::AcceptClock { reason } => backend.accept_clock().await.map(|done| {
+            let (action, moved_seconds) = ("warmup.accept-clock", done.moved_seconds);
+            tracing::warn!(event = "admin.action", action, actor, moved_seconds, reason = %reason);
+            Answer::AcceptClock(done)
+        }),
         Command::QueueFlush { filter, dry_run } => backend.flush(filter, dry_run).await.map(|done| {
             if !dry_run {
                 tracing::info!(event = "admin.action", action = "queue.flush", actor, rcpts = done.recipients);

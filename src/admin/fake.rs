@@ -14,6 +14,7 @@ pub fn snapshot() -> Snapshot {
     Snapshot {
         version: "0.1.0".into(),
         now,
+        clock: ClockStatus { trusted: true, off_seconds: 0, shows: now },
         warmup: Warmup {
             state: DayState::Ramping,
             day: Some(9),
@@ -122,6 +123,10 @@ impl Backend for FakeBackend {
             self.flushed.lock().unwrap().push(filter);
         }
         self.or_broken(FlushAnswer { messages: 2, recipients: 2, bytes: 41_000, dry_run })
+    }
+
+    fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
+        self.or_broken(ClockAnswer { moved_seconds: -7200, now: snapshot().now })
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {

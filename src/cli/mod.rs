@@ -9,6 +9,7 @@ pub mod queue;
 pub mod run;
 pub mod status;
 pub mod text;
+pub mod warmup;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -69,6 +70,9 @@ pub enum Command {
     Run(run::Options),
     /// How far the ramp is, on one screen
     Status(status::Options),
+    /// Change what the ramp goes by
+    #[command(subcommand)]
+    Warmup(warmup::Warmup),
     /// Look at what waits, and make it due
     #[command(subcommand)]
     Queue(queue::Queue),
@@ -131,6 +135,7 @@ pub fn run(
         Command::Run(options) => run::run(options, &mut context),
         Command::Config(options) => config::command(options, &mut context),
         Command::Status(options) => status::run(options, &mut context),
+        Command::Warmup(command) => warmup::run(command, &mut context),
         Command::Queue(command) => queue::run(command, &mut context),
     };
     match outcome {

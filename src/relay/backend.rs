@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::gate::WarmupGate;
 use crate::admin::api::{
-    DayState, FlushAnswer, ItemState, MaskedAddress, OldestHeld, QueueFilter, QueuePage, QueueRow, QueueTotals,
-    RouteStatus, Snapshot, SpoolStatus, StallReason, StateTotals, Today, Warmup,
+    ClockAnswer, ClockStatus, DayState, FlushAnswer, ItemState, MaskedAddress, OldestHeld, QueueFilter, QueuePage,
+    QueueRow, QueueTotals, RouteStatus, Snapshot, SpoolStatus, StallReason, StateTotals, Today, Warmup,
 };
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
-use crate::clock::Clock;
+use crate::clock::{Clock, TrustedClock};
 use crate::delivery::dispatcher::Dispatcher;
-use crate::message::{DayRecord, LaneId, QueueId, Route, StreamId, Timestamp};
+use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, QueueId, Route, StreamId, Timestamp};
 use crate::policy;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
@@ -32,7 +32,7 @@ pub struct RelayBackend {
     /// The routes.
     pub dispatcher: Arc<Dispatcher>,
     /// The time of the ramp.
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<TrustedClock>,
     /// Room on the disk.
     pub watermark: Watermark,
     /// Names of the streams, by id.
@@ -81,7 +81,8 @@ impl RelayBackend {
     }
 
     async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
-        let now = self.clock.now();
+        let look = self.clock.look();
+        let now = look.time;
         let (gate, zone) = (self.gate.clone(), self.zone.clone());
         let numbers =
             self.spool.look(move |ledger, now| numbers(&gate, ledger, zone, now)).await.map_err(unavailable)?;
@@ -97,6 +98,11 @@ impl RelayBackend {
         Ok(Snapshot {
             version: env!("CARGO_PKG_VERSION").into(),
             now,
+            clock: ClockStatus {
+                trusted: !look.standing.is_doubtful(),
+                off_seconds: look.standing.off_seconds(),
+                shows: self.clock.reading().wall,
+            },
             warmup: numbers.warmup.ok_or_else(|| BackendError::Unavailable("the first day has not begun".into()))?,
             today: numbers.today,
             oldest_held: oldest[0].as_ref().map(|item| OldestHeld {
@@ -225,6 +231,16 @@ impl RelayBackend {
         Ok(done)
     }
 
+    async fn believe_the_clock(&self) -> Result<ClockAnswer, BackendError> {
+        match self.spool.accept_clock().await.map_err(unavailable)? {
+            Some(moved) => {
+                self.dispatcher.nudge();
+                Ok(ClockAnswer { moved_seconds: moved / NANOS_PER_SECOND, now: self.clock.now() })
+            }
+            None => Err(BackendError::Refused("the clock is not in doubt: there is nothing to accept".into())),
+        }
+    }
+
     async fn blocking<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R, BackendError> {
         tokio::task::spawn_blocking(work).await.map_err(|error| BackendError::Unavailable(error.to_string()))
     }
@@ -325,6 +341,10 @@ impl Backend for RelayBackend {
 
     fn flush(&self, filter: QueueFilter, dry_run: bool) -> BoxFuture<'_, Result<FlushAnswer, BackendError>> {
         Box::pin(self.make_due(filter, dry_run))
+    }
+
+    fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
+        Box::pin(self.believe_the_clock())
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {
