@@ -105,6 +105,7 @@ pub struct Metrics {
     pub delivery_duration_seconds: By<Route, Histogram>,
     pub queue_wait_seconds: By<Route, Histogram>,
     pub queue_expired: IntCounter,
+    pub queue_admin_actions: By<AdminAction, IntCounter>,
 
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
     pub warmup_overrun_recipients: IntCounter,
@@ -190,6 +191,8 @@ impl Metrics {
             "Day boundaries by what they did to the stage.",
             &["outcome"],
         )?;
+        let by_hand =
+            make.counters("queue_admin_actions_total", "Commands of operators that changed queued mail.", &["action"])?;
         let http = make.counters("http_requests_total", "Requests to the admin plane.", &["handler", "code"])?;
 
         Ok(Metrics {
@@ -229,6 +232,7 @@ impl Metrics {
                 WAIT_BUCKETS,
             )?,
             queue_expired: make.counter("queue_expired_total", "Recipients given up for age.")?,
+            queue_admin_actions: By::new(|action| by_hand.child(&[action])),
             warmup_day_boundaries: By::new(|outcome| days.child(&[outcome])),
             warmup_overrun_recipients: make.counter(
                 "warmup_overrun_recipients_total",

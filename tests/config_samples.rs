@@ -77,7 +77,7 @@ fn documented_defaults_equal_coded_ones() {
 
     for line in keys(&coded) {
         let Some((key, _)) = line.split_once(" = ") else { continue };
-        let key = if ["bind", "allow_from", "tls", "auth"].contains(&key) {
+        let key = if ["bind", "allow_from", "tls", "auth", "auth_clear"].contains(&key) {
             format!("listeners[0].{key}")
         } else {
             key.to_owned()
@@ -205,8 +205,25 @@ const BROKEN: &[(&str, usize, &[&str])] = &[
     (
         "[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['::1']\ntls = 'starttls'",
         6,
-        &["`listeners[0].tls`", "must be \"off\""],
+        &["`listeners[0].tls` = \"starttls\"", "set `smtp.tls.cert` and `smtp.tls.key`"],
     ),
+    (
+        "[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['::1']\ntls = 'on'",
+        6,
+        &["tls`", "one of \"off\", \"starttls\", \"implicit\""],
+    ),
+    (
+        "[[listeners]]\nbind = '127.0.0.1:25'\nauth = 'required'\nauth_clear = true",
+        5,
+        &["`listeners[0].auth` = \"required\"", "set `smtp.users.file`"],
+    ),
+    (
+        "[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['::1']\nauth_clear = true",
+        6,
+        &["`listeners[0].auth_clear` = true", "when `auth` is \"off\""],
+    ),
+    ("[smtp.tls]\ncert = '/dev/null'", 3, &["`smtp.tls.key`", "when `smtp.tls.cert` is"]),
+    ("[smtp]\ntimeouts = { handshake = '2h' }", 4, &["`smtp.timeouts.handshake` = \"2h\"", "from \"1s\" to \"1h\""]),
     (
         "[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['::1']\nstream = 'x'",
         6,
@@ -316,6 +333,45 @@ fn a_missing_section_is_reported_beside_an_unknown_one() {
     let found = faults("[colour]\nx = 1");
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[0].contains("`colour`") && found[1].contains("`new.host` is missing"), "{found:#?}");
+}
+
+#[test]
+fn listeners_with_tls_and_login_name_their_files_and_keep_passwords_off_the_network() {
+    let listener = |text: &str| {
+        let text = format!("{NEW}[smtp]\n{text}");
+        let (folder, path) = folder(&text);
+        write_secret(&folder.path().join("chain.pem"), "a chain", 0o644);
+        write_secret(&folder.path().join("key.pem"), "a key", 0o600);
+        write_secret(&folder.path().join("users"), "", 0o600);
+        (Settings::load(&path, std::iter::empty()), folder)
+    };
+    let files = "tls = { cert = 'chain.pem', key = 'key.pem' }\nusers = { file = 'users' }\n";
+    let (loaded, folder) = listener(&format!(
+        "{files}[[listeners]]\nbind = ['0.0.0.0:587', '[::]:587']\ntls = 'starttls'\nauth = 'required'\n\
+         [[listeners]]\nbind = '127.0.0.1:25'\nauth = 'optional'\nauth_clear = true"
+    ));
+    let settings = loaded.expect("this is right").settings;
+    assert_eq!(settings.listeners[0].bind.len(), 2);
+    assert!(!settings.listeners[0].auth_clear && settings.listeners[1].auth_clear);
+    let (chain, key) = settings.tls_files().expect("a listener has TLS");
+    assert_eq!((chain, key), (&*folder.path().join("chain.pem"), &*folder.path().join("key.pem")));
+
+    let table: [(&str, &str, &str); 8] = [
+        ("tls = { key = 'key.pem' }\n", "", "`smtp.tls.cert` = \"\": must be set"),
+        ("tls = { cert = 'none.pem', key = 'key.pem' }\n", "", "`smtp.tls.cert` = \"none.pem\": must be a PEM file"),
+        ("tls = { cert = 'chain.pem', key = 'chain.pem' }\n", "", "mode 644; chmod 600"),
+        ("users = { file = 'users' }\n", "tls = 'implicit'", "set `smtp.tls.cert` and `smtp.tls.key`"),
+        (&files[..46], "tls = 'implicit'\nauth = 'required'", "must be \"off\" without users; set `smtp.users.file`"),
+        (files, "auth = 'required'", "must be \"starttls\" or \"implicit\" when there is a login"),
+        (files, "auth = 'optional'\nauth_clear = true", "passwords would cross a network in clear by 10.0.0.1:25"),
+        (files, "tls = 'starttls'\nauth = 'required'\nauth_clear = true", "passwords would cross a network in clear"),
+    ];
+    for (smtp, keys, words) in table {
+        let text = format!("{smtp}[[listeners]]\nbind = '10.0.0.1:25'\nallow_from = ['::1']\n{keys}");
+        let faults = listener(&text).0.expect_err(&text).to_string();
+        assert_eq!(faults.lines().count(), 1, "{text}\n{faults}");
+        assert!(faults.contains(words), "{words:?} is not in: {faults}");
+    }
 }
 
 #[test]

@@ -113,7 +113,8 @@ impl Door {
         let relay = server.local_addr().unwrap();
         let counts = Arc::new(ConnectionCounts::new(10, 10));
         let observer = Arc::new(DoorCounter(metrics));
-        runtime.spawn(server.run(intake, Arc::new(settings), counts, observer, CancellationToken::new()));
+        let door = mailramp::smtp::Door { intake, counts, observer, authenticator: None, tls: None };
+        runtime.spawn(server.run(door, Arc::new(settings), CancellationToken::new()));
         Door { relay, brake, runtime: Some(runtime), _folder: folder }
     }
 

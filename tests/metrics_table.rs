@@ -53,7 +53,7 @@ fn every_label_value_of_a_closed_set_is_documented() {
         for pair in family.get_metric().iter().flat_map(|metric| metric.get_label()) {
             if matches!(
                 pair.name(),
-                "result" | "reason" | "class" | "category" | "state" | "outcome" | "handler" | "code"
+                "result" | "reason" | "class" | "category" | "state" | "outcome" | "handler" | "code" | "action"
             ) {
                 let row = TABLE.lines().find(|line| line.contains(&format!("`{}`", family.name()))).unwrap();
                 // Tables of the same state share one list.
@@ -68,7 +68,7 @@ fn every_label_value_of_a_closed_set_is_documented() {
 fn every_series_has_a_help_text_and_no_label_beyond_the_closed_sets() {
     let closed = [
         "version", "revision", "result", "stream", "reason", "route", "provider", "class", "category", "outcome",
-        "state", "handler", "code",
+        "state", "handler", "code", "action",
     ];
     let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
     for family in metrics.families() {

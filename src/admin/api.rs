@@ -5,6 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::queue::{
+    ActionAnswer, LeftAlone, QueueAction, QueueStep, RouteName, Selection, ShownMessage, ShownPart, StepAnswer,
+};
 use crate::log::Addresses;
 use crate::message::Timestamp;
 use crate::metrics::QueueState;
@@ -261,6 +264,15 @@ pub struct QueueFilter {
     pub older_than_seconds: Option<u64>,
     /// Twelve characters, as in the 250 and the log.
     pub id: Option<String>,
+    /// With a recipient in this domain.
+    pub rcpt_domain: Option<String>,
+}
+
+impl QueueFilter {
+    /// Everything matches.
+    pub fn is_empty(&self) -> bool {
+        *self == QueueFilter::default()
+    }
 }
 
 /// The oldest of the matching messages.
@@ -312,16 +324,6 @@ impl MaskedAddress {
     }
 }
 
-/// What a flush did, or would do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FlushAnswer {
-    pub messages: u64,
-    pub recipients: u64,
-    pub bytes: u64,
-    /// Nothing was changed.
-    pub dry_run: bool,
-}
-
 /// What accepting the clock did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockAnswer {
@@ -352,10 +354,18 @@ pub enum Command {
         filter: QueueFilter,
         limit: usize,
     },
-    QueueFlush {
-        filter: QueueFilter,
-        dry_run: bool,
+    QueueShow {
+        id: String,
+        headers: bool,
     },
+    /// `all`: an empty filter is meant. `ids`: they are wanted, not only the numbers.
+    QueueSelect {
+        filter: QueueFilter,
+        action: QueueAction,
+        all: bool,
+        ids: bool,
+    },
+    QueueStep(QueueStep),
     /// `reason`: the operator's own words, for the log.
     AcceptClock {
         reason: String,
@@ -380,7 +390,9 @@ impl Response {
 pub enum Answer {
     Status(Box<Snapshot>),
     QueueList(QueuePage),
-    QueueFlush(FlushAnswer),
+    QueueShow(Box<ShownMessage>),
+    QueueSelect(Selection),
+    QueueStep(StepAnswer),
     AcceptClock(ClockAnswer),
     /// The request was not understood or not allowed; asking again does not help.
     Refused(String),
@@ -389,7 +401,7 @@ pub enum Answer {
 }
 
 /// RFC 3339 in UTC.
-mod time {
+pub(super) mod time {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use crate::message::Timestamp;

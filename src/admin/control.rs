@@ -153,17 +153,18 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
     let outcome = match command {
         Command::Status => backend.snapshot().await.map(|snapshot| Answer::Status(Box::new(snapshot))),
         Command::QueueList { filter, limit } => backend.queue(filter, limit.min(ROWS_MAX)).await.map(Answer::QueueList),
+        Command::QueueShow { id, headers } => {
+            backend.show(id, headers).await.map(|shown| Answer::QueueShow(Box::new(shown)))
+        }
+        Command::QueueSelect { filter, action, all, ids } => {
+            backend.select(filter, action, all, ids).await.map(Answer::QueueSelect)
+        }
         Command::AcceptClock { reason } => backend.accept_clock().await.map(|done| {
             let (action, moved_seconds) = ("warmup.accept-clock", done.moved_seconds);
             tracing::warn!(event = "admin.action", action, actor, moved_seconds, reason = %reason);
             Answer::AcceptClock(done)
         }),
-        Command::QueueFlush { filter, dry_run } => backend.flush(filter, dry_run).await.map(|done| {
-            if !dry_run {
-                tracing::info!(event = "admin.action", action = "queue.flush", actor, rcpts = done.recipients);
-            }
-            Answer::QueueFlush(done)
-        }),
+        Command::QueueStep(step) => backend.step(step, actor).await.map(Answer::QueueStep),
     };
     outcome.unwrap_or_else(|error| match error {
         BackendError::Refused(why) => Answer::Refused(why),
@@ -219,7 +220,7 @@ pub fn call(socket: &Path, command: Command) -> Result<Answer, CallError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::QueueFilter;
+    use crate::admin::api::{QueueAction, QueueFilter, QueueStep};
     use crate::admin::fake::{self, FakeBackend};
     use tempfile::TempDir;
 
@@ -240,12 +241,17 @@ mod tests {
         let (backend, _task) = start(&dir, FakeBackend::default());
         assert_eq!(ask(&dir, Command::Status).await.unwrap(), Answer::Status(Box::new(fake::snapshot())));
         let filter = QueueFilter { stream: Some("digest".into()), ..QueueFilter::default() };
-        let flush = |dry_run| Command::QueueFlush { filter: filter.clone(), dry_run };
-        ask(&dir, flush(true)).await.unwrap();
-        assert!(backend.flushed.lock().unwrap().is_empty(), "a dry run changes nothing");
-        let answer = ask(&dir, flush(false)).await.unwrap();
-        assert!(matches!(answer, Answer::QueueFlush(done) if done.recipients == 2 && !done.dry_run));
-        assert_eq!(*backend.flushed.lock().unwrap(), [filter]);
+        let action = QueueAction::Flush;
+        let select = |ids| Command::QueueSelect { filter: filter.clone(), action, all: false, ids };
+        let Answer::QueueSelect(counted) = ask(&dir, select(false)).await.unwrap() else { panic!("no selection") };
+        assert_eq!((counted.recipients, counted.ids.len()), (2, 0));
+        let Answer::QueueSelect(selected) = ask(&dir, select(true)).await.unwrap() else { panic!("no selection") };
+        assert!(backend.steps.lock().unwrap().is_empty(), "a selection changes nothing");
+        let step = QueueStep { job: selected.job, action, filter, ids: selected.ids };
+        let answer = ask(&dir, Command::QueueStep(step.clone())).await.unwrap();
+        assert!(matches!(answer, Answer::QueueStep(done) if done.recipients == 2));
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(*backend.steps.lock().unwrap(), [(step, own)]);
     }
 
     #[tokio::test]
@@ -289,7 +295,8 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let (_backend, task) = start(&dir, FakeBackend::default());
         let filter = QueueFilter { stream: Some("nosuch".into()), ..QueueFilter::default() };
-        let refused = ask(&dir, Command::QueueFlush { filter, dry_run: true }).await.unwrap_err();
+        let refused = ask(&dir, Command::QueueSelect { filter, action: QueueAction::Drop, all: false, ids: false });
+        let refused = refused.await.unwrap_err();
         assert!(matches!(&refused, CallError::Refused(why) if why.contains("nosuch")), "{refused}");
         task.abort();
         let _ = task.await;

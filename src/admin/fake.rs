@@ -82,13 +82,40 @@ pub fn page() -> QueuePage {
     }
 }
 
-/// Answers with the samples; remembers what was really flushed.
+pub fn shown_message() -> ShownMessage {
+    let now = snapshot().now;
+    let at = |seconds: i64| Timestamp::from_seconds(now.seconds() + seconds);
+    ShownMessage {
+        id: "01K5Y6ZZ01AB".into(),
+        now,
+        accepted: at(-7380),
+        stream: "notify".into(),
+        from: MaskedAddress::of(b"app@example.com"),
+        bytes: 20_500,
+        parts: vec![ShownPart {
+            state: ItemState::Deferred,
+            route: "new".into(),
+            reason: "in_quota".into(),
+            maybe_delivered: true,
+            to: vec![MaskedAddress::of(b"al@corp.ex"), MaskedAddress::of(b"bo@corp.ex")],
+            recipients: 3,
+            attempts: 4,
+            due: at(840),
+            deadline: None,
+            expires: Some(at(400_000)),
+            last_reply: "451 4.7.1 grey\x1b[2Jlisted".into(),
+        }],
+        headers: Some(vec!["From: a***@example.com".into(), "Subject: x\x1b[2J".into()]),
+    }
+}
+
+/// Answers with the samples; remembers what was really done, and for whom.
 #[derive(Default)]
 pub struct FakeBackend {
     pub broken: bool,
     pub full: bool,
     pub listeners: Vec<ListenerProbe>,
-    pub flushed: Mutex<Vec<QueueFilter>>,
+    pub steps: Mutex<Vec<(QueueStep, u32)>>,
 }
 
 impl FakeBackend {
@@ -115,14 +142,30 @@ impl Backend for FakeBackend {
         self.or_broken(page)
     }
 
-    fn flush(&self, filter: QueueFilter, dry_run: bool) -> BoxFuture<'_, Result<FlushAnswer, BackendError>> {
+    fn show(&self, id: String, headers: bool) -> BoxFuture<'_, Result<ShownMessage, BackendError>> {
+        let shown = ShownMessage { id, ..shown_message() };
+        self.or_broken(ShownMessage { headers: shown.headers.filter(|_| headers), ..shown })
+    }
+
+    fn select(
+        &self,
+        filter: QueueFilter,
+        _: QueueAction,
+        _: bool,
+        ids: bool,
+    ) -> BoxFuture<'_, Result<Selection, BackendError>> {
         if filter.stream.as_deref() == Some("nosuch") {
             return Box::pin(async { Err(BackendError::Refused("there is no stream `nosuch`".into())) });
         }
-        if !dry_run {
-            self.flushed.lock().unwrap().push(filter);
-        }
-        self.or_broken(FlushAnswer { messages: 2, recipients: 2, bytes: 41_000, dry_run })
+        let left = LeftAlone { in_flight: 1, ..LeftAlone::default() };
+        let ids = if ids { vec![7, 8] } else { Vec::new() };
+        self.or_broken(Selection { messages: 2, recipients: 2, bytes: 41_000, left, job: 5, ids })
+    }
+
+    fn step(&self, step: QueueStep, actor: u32) -> BoxFuture<'_, Result<StepAnswer, BackendError>> {
+        let messages = step.ids.len() as u64;
+        self.steps.lock().unwrap().push((step, actor));
+        self.or_broken(StepAnswer { messages, recipients: messages, bytes: 41_000, left: LeftAlone::default() })
     }
 
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {

@@ -1,6 +1,6 @@
 //! What operators and monitoring see of a running relay.
 //!
-//! [`api`] has the plain types; [`server`] answers HTTP (metrics and probes; nothing there changes anything);
+//! [`api`] and [`queue`] have the plain types; [`server`] answers HTTP (metrics and probes; nothing there changes anything);
 //! [`control`] answers the commands of the same machine's operator over a Unix socket. Both know the relay only as a
 //! [`Backend`], so they work the same on a fake one.
 //!
@@ -10,6 +10,7 @@ pub mod api;
 pub mod control;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod queue;
 mod readiness;
 pub mod server;
 
@@ -19,7 +20,10 @@ use std::pin::Pin;
 
 use crate::message::Route;
 use crate::metrics::{Label, Metrics, Mirrored, QueueState, seconds};
-use api::{ClockAnswer, DayState, FlushAnswer, QueueFilter, QueuePage, Snapshot};
+use api::{
+    ClockAnswer, DayState, QueueAction, QueueFilter, QueuePage, QueueStep, Selection, ShownMessage, Snapshot,
+    StepAnswer,
+};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -30,8 +34,21 @@ pub trait Backend: Send + Sync + 'static {
     /// The oldest messages that match, at most `limit`.
     fn queue(&self, filter: QueueFilter, limit: usize) -> BoxFuture<'_, Result<QueuePage, BackendError>>;
 
-    /// Makes all that match due at once; quota and route stay as they are. With `dry_run` only counts them.
-    fn flush(&self, filter: QueueFilter, dry_run: bool) -> BoxFuture<'_, Result<FlushAnswer, BackendError>>;
+    /// One message. With `headers`, its header block too.
+    fn show(&self, id: String, headers: bool) -> BoxFuture<'_, Result<ShownMessage, BackendError>>;
+
+    /// What matches now and what `action` would do with it; changes nothing. `all`: an empty filter is meant. `ids`:
+    /// for [`Backend::step`], not only the numbers.
+    fn select(
+        &self,
+        filter: QueueFilter,
+        action: QueueAction,
+        all: bool,
+        ids: bool,
+    ) -> BoxFuture<'_, Result<Selection, BackendError>>;
+
+    /// Does a piece of what was selected, for the user `actor`.
+    fn step(&self, step: QueueStep, actor: u32) -> BoxFuture<'_, Result<StepAnswer, BackendError>>;
 
     /// From here on the machine's clock is right. Refused while it is not in doubt.
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>>;

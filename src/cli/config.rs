@@ -5,6 +5,8 @@ use std::path::Path;
 
 use super::{Context, Failure, exit};
 use crate::config::{EXIT_CONFIG, Settings, process_environment};
+use crate::relay;
+use crate::smtp::user_file::UserFile;
 
 /// Arguments of `mailramp config`. The settings file itself is an option of every command.
 #[derive(Debug, clap::Args)]
@@ -53,8 +55,21 @@ pub fn command(args: &ConfigArgs, context: &mut Context<'_>) -> Result<(), Failu
 pub fn check(path: &Path, env: impl Iterator<Item = (String, String)>, out: &mut dyn Write) -> io::Result<u8> {
     match Settings::load(path, env) {
         Ok(loaded) => {
+            // What a start would read beside the settings.
+            let users = match relay::server_tls(&loaded.settings).and_then(|_| relay::user_file(&loaded.settings)) {
+                Ok(users) => users,
+                Err(faults) => {
+                    writeln!(out, "{faults}")?;
+                    return Ok(EXIT_CONFIG);
+                }
+            };
             for warning in &loaded.warnings {
                 writeln!(out, "{warning}  (warning)")?;
+            }
+            if let Some(users) = users.filter(UserFile::tells_by_time) {
+                let text =
+                    "not all hashes cost the same: a refused login takes a time that tells which users there are";
+                writeln!(out, "{}  {} users, {text}  (warning)", loaded.name, users.len())?;
             }
             writeln!(out, "{}  the settings are valid", loaded.name)?;
             Ok(0)

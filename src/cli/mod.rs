@@ -3,12 +3,14 @@
 //! Commands that speak to the running relay find its socket in the configured data directory. They write to standard
 //! output what was asked for, to standard error what went wrong and what to do about it.
 
+pub mod by_hand;
 pub mod config;
 pub mod demo;
 pub mod queue;
 pub mod run;
 pub mod status;
 pub mod text;
+pub mod user;
 pub mod warmup;
 
 use std::ffi::OsString;
@@ -73,11 +75,14 @@ pub enum Command {
     /// Change what the ramp goes by
     #[command(subcommand)]
     Warmup(warmup::Warmup),
-    /// Look at what waits, and make it due
+    /// Look at what waits; hurry it, send it by the other route, remove it
     #[command(subcommand)]
     Queue(queue::Queue),
     /// Check or show the settings
     Config(config::ConfigArgs),
+    /// Hash a password for the users file
+    #[command(subcommand)]
+    User(user::User),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -137,6 +142,7 @@ pub fn run(
         Command::Status(options) => status::run(options, &mut context),
         Command::Warmup(command) => warmup::run(command, &mut context),
         Command::Queue(command) => queue::run(command, &mut context),
+        Command::User(command) => user::run(command, &mut context),
     };
     match outcome {
         Ok(()) => exit::OK,
@@ -265,7 +271,7 @@ mod tests {
         let socket = ControlSocket::bind(dir.path()).unwrap();
         tokio::spawn(socket.serve(backend.clone(), std::future::pending()));
         let config = dir.path().join("mailramp.toml");
-        let flushed = || backend.flushed.lock().unwrap().len();
+        let steps = || backend.steps.lock().unwrap().len();
         let said = |arguments: &'static [&'static str]| {
             let config = config.clone();
             async move { tokio::task::spawn_blocking(move || run_at(&config, arguments)).await.unwrap() }
@@ -280,11 +286,24 @@ mod tests {
         let (code, out, _) = said(&["queue", "list", "--state", "held", "--older-than", "1h"]).await;
         assert_eq!((code, out.lines().count()), (0, 2), "{out}");
 
-        let (code, out, _) = said(&["queue", "flush", "--stream", "digest"]).await;
-        assert!(code == 0 && out.contains("would be tried now. Add --yes."), "{out}");
-        assert_eq!(flushed(), 0);
-        let (code, _, _) = said(&["queue", "flush", "--stream", "digest", "--yes"]).await;
-        assert_eq!((code, flushed()), (0, 1));
+        let (code, out, _) = said(&["queue", "show", "01k5y7q2m8r4", "--headers"]).await;
+        assert!(code == 0 && out.starts_with("01K5Y7Q2M8R4   ") && out.contains("From: a***@example.com"), "{out}");
+
+        for verb in [&["flush"][..], &["reroute", "--to", "legacy"], &["drop"]] {
+            let line = |last: &'static str| -> &'static [&'static str] {
+                [&["queue"], verb, &["--stream", "digest", last]].concat().leak()
+            };
+            let (code, out, _) = said(line("--json")).await;
+            let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+            assert_eq!((code, &value["dry_run"], &value["left"]["in_flight"]), (0, &true.into(), &1.into()), "{out}");
+            let before = steps();
+            let (code, out, _) = said(line("--yes")).await;
+            assert_eq!((code, steps()), (0, before + 1));
+            assert!(out.starts_with("2 messages, 2 recipients, 41 kB: ") && out.contains("1 on their way"), "{out}");
+        }
+        assert_eq!(steps(), 3, "a dry run changes nothing");
+        let (code, ..) = said(&["queue", "drop", "--all", "--id", "01k5y7q2m8r4"]).await;
+        assert_eq!((code, steps()), (2, 3), "all and some contradict each other");
 
         let (code, out, errors) = said(&["queue", "flush", "--stream", "nosuch"]).await;
         assert_eq!((code, out.as_str(), errors.as_str()), (2, "", "mailramp: there is no stream `nosuch`\n"));

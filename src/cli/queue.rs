@@ -1,8 +1,9 @@
-//! `mailramp queue list` and `queue flush`: look at what waits, and make it due now.
+//! `mailramp queue list` and `queue show`: look at what waits. What is done to it by hand is in [`super::by_hand`].
 
+use super::by_hand::{Change, Reroute};
 use super::text::{self, Paint, counted, span};
 use super::{Context, Failure};
-use crate::admin::api::{Answer, Command, FlushAnswer, ItemState, QueueFilter, QueuePage, QueueRow};
+use crate::admin::api::{Answer, Command, ItemState, QueueFilter, QueuePage, QueueRow, ShownMessage, ShownPart};
 use crate::log::printable;
 use crate::message::QueueId;
 
@@ -10,8 +11,14 @@ use crate::message::QueueId;
 pub enum Queue {
     /// Show what waits, oldest first
     List(List),
-    /// Make messages due now. Quota and route stay as they are
-    Flush(Flush),
+    /// Show one message: where it stands, and its header lines if asked for; never its body
+    Show(Show),
+    /// Make messages due now, and release paused ones. Quota and route stay as they are
+    Flush(Change),
+    /// Send messages by the other route. Dead letters and paused mail come back to life
+    Reroute(Reroute),
+    /// Remove messages for good. Nobody is told
+    Drop(Change),
 }
 
 #[derive(Debug, clap::Args)]
@@ -19,6 +26,9 @@ pub struct Filter {
     /// Only this stream
     #[arg(long, value_name = "NAME")]
     stream: Option<String>,
+    /// Only recipients in this domain
+    #[arg(long, value_name = "DOMAIN")]
+    rcpt_domain: Option<String>,
     /// Only messages in this state
     #[arg(long)]
     state: Option<ItemState>,
@@ -43,12 +53,13 @@ pub struct List {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct Flush {
-    #[command(flatten)]
-    filter: Filter,
-    /// Do it; without this only the number is said
+pub struct Show {
+    /// Which message: twelve characters, as in the 250, the log and the list
+    #[arg(value_parser = queue_id)]
+    id: String,
+    /// Its header lines too, with masked addresses
     #[arg(long)]
-    yes: bool,
+    headers: bool,
     /// For programs: as JSON
     #[arg(long)]
     json: bool,
@@ -62,22 +73,27 @@ pub(super) fn run(command: &Queue, context: &mut Context<'_>) -> Result<(), Fail
             let text = if list.json { super::json(&page)? } else { render_page(&page, context.paint) };
             context.write(&text)
         }
-        Queue::Flush(flush) => {
-            let asked = Command::QueueFlush { filter: flush.filter.wire(), dry_run: !flush.yes };
-            let Answer::QueueFlush(done) = context.call(asked)? else { return Err(Failure::strange_answer()) };
-            let text = if flush.json { super::json(&done)? } else { render_flush(&done) };
+        Queue::Show(show) => {
+            let asked = Command::QueueShow { id: show.id.clone(), headers: show.headers };
+            let Answer::QueueShow(shown) = context.call(asked)? else { return Err(Failure::strange_answer()) };
+            let zone = jiff::tz::TimeZone::system();
+            let text = if show.json { super::json(&shown)? } else { render_message(&shown, show.headers, &zone) };
             context.write(&text)
         }
+        Queue::Flush(change) => change.flush(context),
+        Queue::Reroute(reroute) => reroute.run(context),
+        Queue::Drop(change) => change.drop(context),
     }
 }
 
 impl Filter {
-    fn wire(&self) -> QueueFilter {
+    pub(super) fn wire(&self) -> QueueFilter {
         QueueFilter {
             stream: self.stream.clone(),
             state: self.state,
             older_than_seconds: self.older_than,
             id: self.id.clone(),
+            rcpt_domain: self.rcpt_domain.clone(),
         }
     }
 }
@@ -151,19 +167,57 @@ fn cells(row: &QueueRow, page: &QueuePage, zone: &jiff::tz::TimeZone) -> Vec<Str
     ]
 }
 
-/// `2 messages, 2 recipients, 41 kB would be tried now. Add --yes.`
-fn render_flush(done: &FlushAnswer) -> String {
-    let what = format!(
-        "{}, {}, {}",
-        counted(done.messages, "message"),
-        counted(done.recipients, "recipient"),
-        text::size(done.bytes)
+fn render_message(shown: &ShownMessage, headers: bool, zone: &jiff::tz::TimeZone) -> String {
+    let mut out = format!(
+        "{}   {}   stream {}   from {}\naccepted {} ({} ago)\n",
+        printable(&shown.id),
+        text::size(shown.bytes),
+        printable(&shown.stream),
+        printable(shown.from.as_str()),
+        text::local(shown.accepted, zone, "%Y-%m-%d %H:%M:%S"),
+        span(shown.now.since(shown.accepted).as_secs()),
     );
-    match (done.dry_run, done.messages) {
-        (_, 0) => "nothing waits that matches\n".into(),
-        (true, _) => format!("{what} would be tried now. Add --yes.\n"),
-        (false, _) => format!("{what}: tried now, as far as the quota allows\n"),
+    for part in &shown.parts {
+        out.push_str(&render_part(part, zone));
     }
+    match &shown.headers {
+        Some(lines) => {
+            out.push('\n');
+            lines.iter().for_each(|line| out.push_str(&format!("{}\n", printable(line))));
+        }
+        None if headers => out.push_str("\nits octets cannot be read\n"),
+        None => {}
+    }
+    out
+}
+
+fn render_part(part: &ShownPart, zone: &jiff::tz::TimeZone) -> String {
+    let time = |at| text::local(at, zone, "%Y-%m-%d %H:%M:%S");
+    let mut facts = vec![
+        format!("by {} ({})", printable(&part.route), printable(&part.reason)),
+        counted(u64::from(part.attempts), "attempt"),
+    ];
+    match part.state {
+        ItemState::Deferred => facts.push(format!("next {}", time(part.due))),
+        ItemState::Held => facts.extend(part.deadline.map(|at| format!("legacy from {}", time(at)))),
+        _ => {}
+    }
+    facts.extend(part.expires.map(|at| format!("given up {}", time(at))));
+    let mut out = format!("\n{}   {}\n", part.state.text(), facts.join("   "));
+    if part.maybe_delivered {
+        out.push_str("   may have been delivered already: it keeps its route\n");
+    }
+    for to in &part.to {
+        out.push_str(&format!("   to {}\n", printable(to.as_str())));
+    }
+    let more = part.recipients.saturating_sub(part.to.len() as u64);
+    if more > 0 {
+        out.push_str(&format!("   and {} more\n", text::count(more)));
+    }
+    if !part.last_reply.is_empty() {
+        out.push_str(&format!("   {}\n", printable(&part.last_reply)));
+    }
+    out
 }
 
 #[cfg(test)]
@@ -193,12 +247,26 @@ ID             AGE  STREAM  STATE     TO                TRY  NEXT   LAST REPLY
     }
 
     #[test]
-    fn a_flush_says_what_it_would_do_and_what_it_did() {
-        let dry = FlushAnswer { messages: 2, recipients: 2, bytes: 41_000, dry_run: true };
-        assert_eq!(render_flush(&dry), "2 messages, 2 recipients, 41 kB would be tried now. Add --yes.\n");
-        let done = FlushAnswer { messages: 1, recipients: 1, bytes: 900, dry_run: false };
-        assert_eq!(render_flush(&done), "1 message, 1 recipient, 900 B: tried now, as far as the quota allows\n");
-        assert_eq!(render_flush(&FlushAnswer::default()), "nothing waits that matches\n");
+    fn a_message_is_shown_with_its_parts_and_headers_and_nothing_moves_the_cursor() {
+        let want = "\
+01K5Y6ZZ01AB   20 kB   stream notify   from a***@example.com
+accepted 2026-03-10 14:45:00 (2h03 ago)
+
+deferred   by new (in_quota)   4 attempts   next 2026-03-10 17:02:00   given up 2026-03-15 07:54:40
+   may have been delivered already: it keeps its route
+   to a***@corp.ex
+   to b***@corp.ex
+   and 1 more
+   451 4.7.1 grey\\u001b[2Jlisted
+
+From: a***@example.com
+Subject: x\\u001b[2J
+";
+        let mut shown = fake::shown_message();
+        assert_eq!(render_message(&shown, true, &jiff::tz::TimeZone::UTC), want);
+        shown.headers = None;
+        assert!(render_message(&shown, true, &jiff::tz::TimeZone::UTC).ends_with("\nits octets cannot be read\n"));
+        assert!(render_message(&shown, false, &jiff::tz::TimeZone::UTC).ends_with("listed\n"));
     }
 
     #[test]

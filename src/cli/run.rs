@@ -41,9 +41,7 @@ async fn serve(settings: &Settings, clock: Arc<dyn Clock>) -> Result<(), Failure
         tokio::select! {
             _ = terminate.recv() => break false,
             _ = interrupt.recv() => break false,
-            _ = hang_up.recv() => {
-                tracing::warn!(event = "config.reloaded", reason = "new settings need a restart in this version");
-            }
+            _ = hang_up.recv() => reload(&relay, settings).await,
             () = relay.died() => break true,
         }
     };
@@ -58,6 +56,20 @@ async fn serve(settings: &Settings, clock: Arc<dyn Clock>) -> Result<(), Failure
         Err(error) => {
             tracing::error!(event = "spool.failed", reason = %error);
             Err(Failure::new(exit::IO, format!("the spool failed {error}; start again to recover")))
+        }
+    }
+}
+
+/// What SIGHUP asks for. So far the certificate is all that is read again.
+async fn reload(relay: &Relay, settings: &Settings) {
+    match relay.reload_certificate(settings).await {
+        Ok(()) => {
+            let reason = "the certificate was read again; new settings need a restart in this version";
+            tracing::info!(event = "config.reloaded", reason);
+        }
+        Err(error) => {
+            relay.metrics.settings_refused();
+            tracing::error!(event = "tls.reload_failed", reason = %error, "the old certificate stays in use");
         }
     }
 }

@@ -48,8 +48,20 @@ choice!(
         Normalize = "normalize",
     }
 );
-choice!(ListenerTls { Off = "off" });
-choice!(ListenerAuth { Off = "off" });
+choice!(ListenerTls {
+    Off = "off",
+    /// Offered after EHLO.
+    StartTls = "starttls",
+    /// From the first octet.
+    Implicit = "implicit",
+});
+choice!(ListenerAuth {
+    Off = "off",
+    /// `allow_from` admits without a login, a login admits from anywhere.
+    Optional = "optional",
+    /// The same, and who is not in `allow_from` is asked for a login.
+    Required = "required",
+});
 choice!(
     /// How a connection to a server is secured.
     TlsLevel {

@@ -64,10 +64,17 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<Span>("timeouts.first", r#""10s""#),
             key::<Span>("timeouts.idle", r#""5m""#),
             key::<Span>("timeouts.command", r#""5m""#),
+            key::<Span>("timeouts.handshake", r#""30s""#),
             key::<Rate>("timeouts.data_rate", r#""500B/s""#),
+            key::<OptionalPath>("tls.cert", r#""""#),
+            key::<OptionalPath>("tls.key", r#""""#),
             key::<Span>("stop_grace", r#""30s""#),
             key::<List<Net>>("normalize_from", "[]"),
             key::<BareNewline>("bare_newline", r#""reject""#),
+            key::<OptionalPath>("users.file", r#""""#),
+            key::<Count>("auth.failures", "20"),
+            key::<Span>("auth.within", r#""10m""#),
+            key::<Span>("auth.block", r#""10m""#),
         ],
     ),
     ("new", UPSTREAM),
@@ -127,6 +134,7 @@ pub(super) const LISTENER: &[Key] = &[
     key::<List<Net>>("allow_from", "[]"),
     key::<ListenerTls>("tls", r#""off""#),
     key::<ListenerAuth>("auth", r#""off""#),
+    key::<Switch>("auth_clear", "false"),
 ];
 
 /// The listener there is when the file has none.
@@ -140,10 +148,6 @@ pub(super) const OPTIONAL_SECTIONS: [&str; 2] = ["legacy", "warmup"];
 const LATER: &[&str] = &[
     "http.token_file",
     "http.allowed_hosts",
-    "smtp.timeouts.handshake",
-    "smtp.auth",
-    "smtp.tls",
-    "smtp.users",
     "legacy.max_per_minute",
     "warmup.brake",
     "warmup.curves_file",
@@ -155,7 +159,6 @@ const LATER: &[&str] = &[
     "streams",
     "listeners.stream",
     "listeners.stream_header",
-    "listeners.auth_clear",
 ];
 
 static ALL: LazyLock<Vec<(String, &'static Key)>> = LazyLock::new(|| {

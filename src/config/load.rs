@@ -16,8 +16,8 @@ use super::tables::{AuthTable, Tables, UpstreamTable};
 use super::validate::{self, Judge};
 use super::values::Raw;
 use super::{
-    ConfigFaults, Credentials, Fault, HostPort, Loaded, Origin, OverflowPolicy, Settings, TlsLevel, Upstream,
-    UpstreamTls,
+    ConfigFaults, Credentials, Fault, HostPort, Loaded, Origin, OverflowPolicy, Settings, SmtpTls, TlsLevel, Upstream,
+    UpstreamTls, UsersSettings,
 };
 use crate::message::Timestamp;
 
@@ -150,6 +150,8 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
     if smtp.hostname.is_empty() {
         smtp.hostname = system_hostname();
     }
+    front_tls(&mut smtp.tls, input, judge);
+    users(&mut smtp.users, input, judge);
     let legacy = tables.legacy.map(|table| upstream("legacy", table, &smtp.hostname, input, judge));
     let warmup = tables.warmup.map(|mut warmup| {
         let overflow = &mut warmup.overflow;
@@ -171,6 +173,24 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
         warmup,
         queue: tables.queue,
         smtp,
+    }
+}
+
+/// Finds the files; what is in them is read at start.
+fn front_tls(tls: &mut SmtpTls, input: &Input<'_>, judge: &mut Judge<'_>) {
+    for (key, path) in [("smtp.tls.cert", &mut tls.cert), ("smtp.tls.key", &mut tls.key)] {
+        let Some(path) = path else { continue };
+        *path = input.folder.join(&*path);
+        if let Err(why) = fs::File::open(&path) {
+            judge.fault(&[key], &format!("must be a PEM file that can be read; {}: {why}", path.display()));
+        }
+    }
+    if let Some(path) = &tls.key
+        && let Some(mode) = mode_open_to_others(path)
+    {
+        let shown = path.display();
+        let must = format!("must not be readable by others: {shown} has mode {mode:03o}; chmod 600 {shown}");
+        judge.fault(&["smtp.tls.key"], &must);
     }
 }
 
@@ -201,6 +221,16 @@ fn upstream(section: &str, table: UpstreamTable, hostname: &str, input: &Input<'
     }
 }
 
+/// Reads the users file, so that the settings are one thing with it; who is in it is judged where users are known.
+fn users(users: &mut UsersSettings, input: &Input<'_>, judge: &mut Judge<'_>) {
+    let Some(file) = &mut users.file else { return };
+    *file = input.folder.join(&*file);
+    match read_private_text(file, USERS_MAX_BYTES, "the users, one a line") {
+        Ok(text) => users.text = Some(text),
+        Err(must) => judge.fault(&["smtp.users.file"], &must),
+    }
+}
+
 /// The combinations were judged before; here the secret itself is fetched.
 fn credentials(section: &str, auth: AuthTable, input: &Input<'_>, judge: &mut Judge<'_>) -> Option<Credentials> {
     let key = |name: &str| format!("{section}.auth.{name}");
@@ -227,17 +257,25 @@ fn credentials(section: &str, auth: AuthTable, input: &Input<'_>, judge: &mut Ju
 /// The first and only line of a file that others cannot read. `Err` says what it must be.
 fn read_secret(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
-    if let Some(mode) = mode_open_to_others(path) {
-        return Err(format!("must not be readable by others: {shown} has mode {mode:03o}; chmod 600 {shown}"));
-    }
-    let bytes = read_bounded(path, SECRET_MAX_BYTES)
-        .map_err(|why| format!("must be a file that holds the password; {shown}: {why}"))?;
-    let text = String::from_utf8(bytes).map_err(|_| format!("must be a file of UTF-8 text; {shown} is not"))?;
-    let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+    let text = read_private_text(path, SECRET_MAX_BYTES, "the password")?;
+    let text = text.expose_secret();
+    let line = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() || line.contains(['\0', '\r', '\n']) {
         return Err(format!("must be a file of one line, the password; {shown} is empty or has more"));
     }
     Ok(SecretString::from(line))
+}
+
+/// A file that others cannot read. `Err` says what it must be.
+fn read_private_text(path: &Path, max_bytes: u64, holds: &str) -> Result<SecretString, String> {
+    let shown = path.display();
+    if let Some(mode) = mode_open_to_others(path) {
+        return Err(format!("must not be readable by others: {shown} has mode {mode:03o}; chmod 600 {shown}"));
+    }
+    let bytes =
+        read_bounded(path, max_bytes).map_err(|why| format!("must be a file that holds {holds}; {shown}: {why}"))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("must be a file of UTF-8 text; {shown} is not"))?;
+    Ok(SecretString::from(text))
 }
 
 /// The permission bits, when anybody but owner and group has one. A file that cannot be looked at has none: reading
@@ -271,3 +309,4 @@ fn system_hostname() -> String {
 
 const FILE_MAX_BYTES: u64 = 1 << 20; // far beyond any settings file, small enough to read whole
 const SECRET_MAX_BYTES: u64 = 4096;
+const USERS_MAX_BYTES: u64 = 1 << 20; // about 8,000 users

@@ -3,7 +3,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -36,6 +36,14 @@ pub struct Settings {
     pub queue: QueueSettings,
 }
 
+impl Settings {
+    /// Certificate chain and key for the front door, when a listener has TLS.
+    pub fn tls_files(&self) -> Option<(&Path, &Path)> {
+        self.listeners.iter().find(|listener| listener.tls != ListenerTls::Off)?;
+        Some((self.smtp.tls.cert.as_deref()?, self.smtp.tls.key.as_deref()?))
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
@@ -65,6 +73,7 @@ pub struct Smtp {
     pub hostname: String,
     pub limits: Limits,
     pub timeouts: SmtpTimeouts,
+    pub tls: SmtpTls,
     /// How long sessions may finish after a request to stop.
     #[serde(deserialize_with = "de::<Span, _>")]
     pub stop_grace: Duration,
@@ -73,6 +82,35 @@ pub struct Smtp {
     /// Clients whose bare LF is mended whatever `bare_newline` says.
     #[serde(deserialize_with = "de::<List<Net>, _>")]
     pub normalize_from: Vec<IpNet>,
+    pub users: UsersSettings,
+    pub auth: AuthLimits,
+}
+
+/// Who may log in at a listener with AUTH.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsersSettings {
+    /// `None`: nobody.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub file: Option<PathBuf>,
+    /// What stood in the file when the settings were read; its lines are not judged yet. Not printed: hashes can be guessed at.
+    #[serde(skip)]
+    pub text: Option<SecretString>,
+}
+
+/// When an address that guesses passwords is kept from AUTH.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthLimits {
+    /// Failures from one address (an IPv6 /64 is one) after which it is kept out.
+    #[serde(deserialize_with = "de::<Count, _>")]
+    pub failures: u64,
+    /// The time in which they must come.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub within: Duration,
+    /// How long it is kept out.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub block: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -113,9 +151,23 @@ pub struct SmtpTimeouts {
     /// For one command line to arrive in full.
     #[serde(deserialize_with = "de::<Span, _>")]
     pub command: Duration,
+    /// For a TLS handshake.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub handshake: Duration,
     /// Slowest that a message may arrive, in bytes per second over any minute.
     #[serde(deserialize_with = "de::<Rate, _>")]
     pub data_rate: u64,
+}
+
+/// The certificate of all listeners with TLS, both files or none.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SmtpTls {
+    /// PEM chain, the server's own certificate first.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub cert: Option<PathBuf>,
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub key: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -131,6 +183,9 @@ pub struct Listener {
     pub tls: ListenerTls,
     #[serde(deserialize_with = "de::<ListenerAuth, _>")]
     pub auth: ListenerAuth,
+    /// A login is taken without TLS too. Loopback only.
+    #[serde(deserialize_with = "de::<Switch, _>")]
+    pub auth_clear: bool,
 }
 
 /// A server to hand mail to.

@@ -131,12 +131,27 @@ fn smtp(smtp: &Smtp, judge: &mut Judge<'_>) {
     judge.count("smtp.limits.errors", errors, 1, 10_000);
     judge.size("smtp.limits.headers", headers, 4 * KIB, 64 * MIB);
     judge.size("smtp.limits.body_buffer", body_buffer, MIB, 64 * GIB);
-    let SmtpTimeouts { first, idle, command, data_rate } = smtp.timeouts;
-    for (key, span) in [("first", first), ("idle", idle), ("command", command)] {
+    let SmtpTimeouts { first, idle, command, handshake, data_rate } = smtp.timeouts;
+    for (key, span) in [("first", first), ("idle", idle), ("command", command), ("handshake", handshake)] {
         judge.span(&format!("smtp.timeouts.{key}"), span, SECOND, HOUR);
     }
     judge.range("smtp.timeouts.data_rate", data_rate, 1, GIB, |rate| format!("\"{rate}B/s\""));
     judge.span("smtp.stop_grace", smtp.stop_grace, Duration::ZERO, HOUR);
+    let (cert, key) = ("smtp.tls.cert", "smtp.tls.key");
+    judge.require(
+        smtp.tls.cert.is_some() || smtp.tls.key.is_none(),
+        &[cert, key],
+        "must be set when `smtp.tls.key` is",
+    );
+    judge.require(
+        smtp.tls.key.is_some() || smtp.tls.cert.is_none(),
+        &[key, cert],
+        "must be set when `smtp.tls.cert` is",
+    );
+    let AuthLimits { failures, within, block } = smtp.auth;
+    judge.count("smtp.auth.failures", failures, 1, 100);
+    judge.span("smtp.auth.within", within, SECOND, DAY);
+    judge.span("smtp.auth.block", block, SECOND, DAY);
 }
 
 fn listeners(tables: &Tables, judge: &mut Judge<'_>) {
@@ -145,13 +160,8 @@ fn listeners(tables: &Tables, judge: &mut Judge<'_>) {
         let bind = format!("listeners[{index}].bind");
         let allow_from = format!("listeners[{index}].allow_from");
         judge.require(!listener.bind.is_empty(), &[&bind], "must be an address such as \"127.0.0.1:2525\"");
-        if listener.allow_from.is_empty() {
-            judge.fault(
-                &[&allow_from],
-                "must name the networks whose clients may relay, such as [\"127.0.0.0/8\", \"::1\"]: \
-                 without them and without AUTH, which comes later, this listener serves nobody",
-            );
-        }
+        listener_tls(index, listener, &tables.smtp.tls, judge);
+        listener_auth(index, listener, judge);
         for net in listener.allow_from.iter().filter(|net| serves_strangers(net)) {
             judge.fault(&[&allow_from], &format!("must not hold {net}: that is an open relay; name your own networks"));
         }
@@ -161,6 +171,40 @@ fn listeners(tables: &Tables, judge: &mut Judge<'_>) {
             }
             taken.push((bind.clone(), *address));
         }
+    }
+}
+
+fn listener_tls(index: usize, listener: &Listener, files: &SmtpTls, judge: &mut Judge<'_>) {
+    if listener.tls != ListenerTls::Off && (files.cert.is_none() || files.key.is_none()) {
+        judge.fault(
+            &[&format!("listeners[{index}].tls"), "smtp.tls.cert", "smtp.tls.key"],
+            "must be \"off\" without a certificate; set `smtp.tls.cert` and `smtp.tls.key`",
+        );
+    }
+}
+
+fn listener_auth(index: usize, listener: &Listener, judge: &mut Judge<'_>) {
+    let key = |name: &str| format!("listeners[{index}].{name}");
+    let (bind, tls, auth, clear) = (key("bind"), key("tls"), key("auth"), key("auth_clear"));
+    if listener.auth == ListenerAuth::Off {
+        let allow_from = "must name the networks whose clients may relay, such as [\"127.0.0.0/8\", \"::1\"]: \
+                          without them and without a login (`auth`) this listener serves nobody";
+        judge.require(!listener.allow_from.is_empty(), &[&key("allow_from"), &auth], allow_from);
+        judge.require(!listener.auth_clear, &[&clear, &auth], "must be false when `auth` is \"off\"");
+        return;
+    }
+    let users = "smtp.users.file";
+    let has_users = judge.effective.get(users).is_some_and(|(raw, _)| *raw != Raw::Text(String::new()));
+    judge.require(has_users, &[&auth, users], "must be \"off\" without users; set `smtp.users.file`");
+    if let Some(address) = listener.bind.iter().find(|address| !address.ip().is_loopback())
+        && listener.auth_clear
+    {
+        let must = format!("must be false: passwords would cross a network in clear by {address}; set `tls`");
+        judge.fault(&[&clear, &bind], &must);
+    } else if listener.tls == ListenerTls::Off && !listener.auth_clear {
+        let must = "must be \"starttls\" or \"implicit\" when there is a login; \
+                    or set `auth_clear`, on a loopback address";
+        judge.fault(&[&tls, &auth, &clear], must);
     }
 }
 

@@ -51,6 +51,8 @@ labels! {
         /// More recipients, errors or headers than allowed.
         TooMany = "too_many",
         Timeout = "timeout",
+        /// A TLS handshake that failed.
+        Tls = "tls",
         Other = "other",
     }
     /// Outcome of one delivery attempt, per recipient.
@@ -105,6 +107,12 @@ labels! {
         Ready = "ready",
         Deferred = "deferred",
         Inflight = "inflight",
+    }
+    /// What operators do to queued mail by hand.
+    AdminAction {
+        Flush = "flush",
+        Reroute = "reroute",
+        Drop = "drop",
     }
     /// Pages of the admin plane.
     Handler {

@@ -1,25 +1,25 @@
-//! What the relay tells the admin plane: one snapshot of the ledger, the pools and the disk; listings of the queue.
+//! What the relay tells the admin plane: one snapshot of the ledger, the pools and the disk. The queue is next door, in
+//! [`super::queue`].
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use super::gate::WarmupGate;
 use crate::admin::api::{
-    ClockAnswer, ClockStatus, DayState, FlushAnswer, ItemState, MaskedAddress, OldestHeld, QueueFilter, QueuePage,
-    QueueRow, QueueTotals, RouteStatus, Snapshot, SpoolStatus, StallReason, StateTotals, Today, Warmup,
+    ClockAnswer, ClockStatus, DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals,
+    RouteStatus, Selection, ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
 };
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
 use crate::delivery::dispatcher::Dispatcher;
-use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, QueueId, Route, StreamId, Timestamp};
+use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
+use crate::metrics::Metrics;
 use crate::policy;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
 use crate::spool::ledger::{Ledger, Total};
-use crate::spool::reader::{ItemFilter, QueueReader};
-use crate::spool::{Chore, Item, ItemId, SpoolError, State};
-
-/// Items made due in one transaction.
-const FLUSH_AT_ONCE: usize = 256;
+use crate::spool::reader::QueueReader;
+use crate::spool::{SpoolError, State};
 
 /// See the module's header.
 pub struct RelayBackend {
@@ -31,6 +31,10 @@ pub struct RelayBackend {
     pub gate: Arc<WarmupGate>,
     /// The routes.
     pub dispatcher: Arc<Dispatcher>,
+    /// Its numbers.
+    pub metrics: Arc<Metrics>,
+    /// The last job of an operator; they rise, also within one tick of the clock.
+    pub last_job: AtomicI64,
     /// The time of the ramp.
     pub clock: Arc<TrustedClock>,
     /// Room on the disk.
@@ -132,103 +136,8 @@ impl RelayBackend {
         }
     }
 
-    fn stream_name(&self, id: StreamId) -> String {
+    pub(super) fn stream_name(&self, id: StreamId) -> String {
         self.streams.get(usize::from(id.0)).cloned().unwrap_or_else(|| format!("stream {}", id.0))
-    }
-
-    fn filter(&self, filter: &QueueFilter) -> Result<ItemFilter, BackendError> {
-        let stream = match &filter.stream {
-            None => None,
-            Some(name) => {
-                let place = self.streams.iter().position(|known| known == name);
-                let known = || format!("there is no stream `{name}`; there are: {}", self.streams.join(", "));
-                Some(StreamId(place.ok_or_else(|| BackendError::Refused(known()))? as u8))
-            }
-        };
-        let message = match &filter.id {
-            None => None,
-            Some(id) => Some(id.parse::<QueueId>().map_err(|()| {
-                BackendError::Refused(format!(
-                    "`{}` is no queue id: twelve letters and digits",
-                    crate::log::printable(id)
-                ))
-            })?),
-        };
-        let old = filter.older_than_seconds.map(|s| i64::try_from(s).unwrap_or(i64::MAX));
-        let accepted_until = old.map(|s| Timestamp(self.clock.now().0.saturating_sub(s.saturating_mul(1_000_000_000))));
-        Ok(ItemFilter { stream, state: filter.state.map(stored_state), accepted_until, message })
-    }
-
-    async fn list(&self, filter: QueueFilter, limit: usize) -> Result<QueuePage, BackendError> {
-        let wanted = self.filter(&filter)?;
-        let reader = self.reader.clone();
-        let (items, count) = self
-            .blocking(move || Ok((reader.list(wanted, ItemId(0), limit)?, reader.count(wanted)?)))
-            .await?
-            .map_err(unavailable)?;
-        Ok(QueuePage {
-            rows: items.iter().map(|item| self.row(item)).collect(),
-            messages: count.items,
-            recipients: count.recipients,
-            now: self.clock.now(),
-        })
-    }
-
-    fn row(&self, item: &Item) -> QueueRow {
-        let first = item.envelope.recipients.first().map(|r| r.path.clone()).unwrap_or_default();
-        let why = || match (item.maybe, item.state) {
-            (true, _) => "maybe delivered, stays on its route".into(),
-            (false, State::Held) => item.reason.name().into(),
-            _ => String::new(),
-        };
-        QueueRow {
-            id: item.message.to_string(),
-            accepted: item.accepted,
-            stream: self.stream_name(item.stream),
-            state: shown_state(item.state),
-            route: Some(item.queue.route().name().into()),
-            to: MaskedAddress::of(&first),
-            recipients: item.recipients(),
-            bytes: item.size,
-            attempts: item.attempts,
-            next: match item.state {
-                State::Deferred => Some(item.due),
-                State::Held => item.deadline,
-                _ => None,
-            },
-            last_reply: if item.last_reply.is_empty() { why() } else { item.last_reply.clone() },
-        }
-    }
-
-    async fn make_due(&self, filter: QueueFilter, dry_run: bool) -> Result<FlushAnswer, BackendError> {
-        let mut wanted = self.filter(&filter)?;
-        // What waits for a token or a connection is due already; only what was delayed can be hurried.
-        if wanted.state.is_some_and(|state| state != State::Deferred) {
-            return Ok(FlushAnswer { dry_run, ..FlushAnswer::default() });
-        }
-        wanted.state = Some(State::Deferred);
-        let reader = self.reader.clone();
-        let count = self.blocking(move || reader.count(wanted)).await?.map_err(unavailable)?;
-        let answer = FlushAnswer { messages: count.items, recipients: count.recipients, bytes: count.bytes, dry_run };
-        if dry_run {
-            return Ok(answer);
-        }
-        let mut done = FlushAnswer { dry_run, ..FlushAnswer::default() };
-        let mut above = ItemId(0);
-        loop {
-            let reader = self.reader.clone();
-            let page = self.blocking(move || reader.list(wanted, above, FLUSH_AT_ONCE)).await?.map_err(unavailable)?;
-            let Some(last) = page.last() else { break };
-            above = last.id;
-            let ids = page.iter().map(|item| item.id).collect();
-            let chore = self.spool.chore(Chore::FlushItems(ids)).await.map_err(unavailable)?;
-            done.messages += chore.items as u64;
-            done.recipients += chore.recipients;
-            done.bytes += page.iter().map(|item| item.size).sum::<u64>();
-        }
-        self.dispatcher.nudge();
-        tracing::info!(event = "admin.action", action = "flush", rcpts = done.recipients);
-        Ok(done)
     }
 
     async fn believe_the_clock(&self) -> Result<ClockAnswer, BackendError> {
@@ -241,7 +150,10 @@ impl RelayBackend {
         }
     }
 
-    async fn blocking<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R, BackendError> {
+    pub(super) async fn blocking<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<R, BackendError> {
         tokio::task::spawn_blocking(work).await.map_err(|error| BackendError::Unavailable(error.to_string()))
     }
 }
@@ -308,25 +220,7 @@ fn day_state(gate: &WarmupGate, state: policy::State) -> DayState {
     }
 }
 
-const STATES: [(ItemState, State); 7] = [
-    (ItemState::Held, State::Held),
-    (ItemState::Ready, State::Ready),
-    (ItemState::Deferred, State::Deferred),
-    (ItemState::Inflight, State::InFlight),
-    (ItemState::Paused, State::Paused),
-    (ItemState::Dead, State::Dead),
-    (ItemState::Quarantined, State::Quarantined),
-];
-
-fn stored_state(state: ItemState) -> State {
-    STATES.into_iter().find(|(shown, _)| *shown == state).expect("every state is listed").1
-}
-
-fn shown_state(state: State) -> ItemState {
-    STATES.into_iter().find(|(_, stored)| *stored == state).expect("every state is listed").0
-}
-
-fn unavailable(error: SpoolError) -> BackendError {
+pub(super) fn unavailable(error: SpoolError) -> BackendError {
     BackendError::Unavailable(error.to_string())
 }
 
@@ -339,8 +233,22 @@ impl Backend for RelayBackend {
         Box::pin(self.list(filter, limit))
     }
 
-    fn flush(&self, filter: QueueFilter, dry_run: bool) -> BoxFuture<'_, Result<FlushAnswer, BackendError>> {
-        Box::pin(self.make_due(filter, dry_run))
+    fn show(&self, id: String, headers: bool) -> BoxFuture<'_, Result<ShownMessage, BackendError>> {
+        Box::pin(async move { self.shown(&id, headers).await })
+    }
+
+    fn select(
+        &self,
+        filter: QueueFilter,
+        action: QueueAction,
+        all: bool,
+        ids: bool,
+    ) -> BoxFuture<'_, Result<Selection, BackendError>> {
+        Box::pin(self.selected(filter, action, all, ids))
+    }
+
+    fn step(&self, step: QueueStep, actor: u32) -> BoxFuture<'_, Result<StepAnswer, BackendError>> {
+        Box::pin(self.stepped(step, actor))
     }
 
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {

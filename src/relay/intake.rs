@@ -144,6 +144,7 @@ impl Observer for DoorCounter {
             RejectReason::Loop => Rejection::Loop,
             RejectReason::Limit | RejectReason::Busy => Rejection::TooMany,
             RejectReason::Timeout => Rejection::Timeout,
+            RejectReason::Tls => Rejection::Tls,
             RejectReason::Shutdown => Rejection::Other,
         };
         self.0.smtp_rejections.of(label).inc();

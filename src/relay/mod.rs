@@ -7,12 +7,14 @@
 pub mod backend;
 pub mod gate;
 pub mod intake;
+mod queue;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,10 +25,16 @@ use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
 use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
-use crate::message::{Day, Queue, Route, StreamId};
+use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
 use crate::policy::{self, Calendar, Curve, Overflow, RetrySchedule, Rules, StreamRules};
-use crate::smtp::{AuthPolicy, ConnectionCounts, ListenerSettings, Server, SessionSettings, TlsMode};
+use crate::smtp::guessing::GuessRules;
+use crate::smtp::user_file::UserFile;
+use crate::smtp::users::Users;
+use crate::smtp::{
+    AuthPolicy, Authenticator, CertificateError, ConnectionCounts, Door, ListenerSettings, Server, ServerTls,
+    SessionSettings, TlsMode,
+};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer, SpoolHandle};
 use crate::spool::disk::{DataDirectory, Watermark};
@@ -45,6 +53,8 @@ const TRANSACTIONS_GRACE: Duration = Duration::from_secs(5);
 const DESCRIPTORS_BESIDE: u64 = 200;
 /// A start date nobody set: the first day the relay runs is the first of the ramp, since a lane begins at stage 0.
 const STARTED_ALREADY: Day = Day(i32::MIN);
+/// A certificate with less time left is worth a warning.
+const CERTIFICATE_SHORT: Duration = Duration::from_secs(14 * 86_400);
 
 /// Why a relay did not start. Nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +95,9 @@ pub struct Relay {
     pub backend: Arc<RelayBackend>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
+    /// The certificate that listeners with TLS show.
+    tls: Option<Arc<ServerTls>>,
+    clock: Arc<dyn Clock>,
     committer: Committer,
     servers: JoinSet<io::Result<()>>,
     dispatcher: tokio::task::JoinHandle<()>,
@@ -102,12 +115,23 @@ struct Sockets {
     control: admin::control::ControlSocket,
 }
 
+/// What the front door needs beside its sockets; `None` when no listener needs it.
+struct FrontDoor {
+    tls: Option<Arc<ServerTls>>,
+    users: Option<Arc<Users>>,
+}
+
 impl Relay {
     /// Starts everything. On `Err` nothing of it runs.
     pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
         raise_descriptor_limit();
         let gate = Arc::new(warmup_gate(settings)?);
         let plan = plan(settings, &gate)?;
+        let tls = server_tls(settings)?;
+        if let Some(tls) = &tls {
+            warn_of_expiry(tls, clock.now());
+        }
+        let users = users(settings)?;
         let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
         let sockets = Sockets::take(settings)?;
         let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
@@ -128,7 +152,20 @@ impl Relay {
             damaged = recovered.damaged,
             queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
         );
-        assemble(settings, clock, gate, plan, sockets, spool)
+        assemble(settings, clock, gate, plan, FrontDoor { tls, users }, sockets, spool)
+    }
+
+    /// Reads the certificate for the front door anew; sessions under way keep theirs. On `Err` the old one stays in
+    /// use. Does nothing when no listener has TLS.
+    pub async fn reload_certificate(&self, settings: &Settings) -> Result<(), CertificateError> {
+        let (Some(tls), Some((cert, key))) = (self.tls.clone(), settings.tls_files()) else { return Ok(()) };
+        let (reloading, cert, key) = (tls.clone(), cert.to_owned(), key.to_owned());
+        let reload = tokio::task::spawn_blocking(move || reloading.reload(&cert, &key));
+        reload.await.expect("reading a certificate does not panic")?;
+        let days_left = days_left(&tls, self.clock.now());
+        tracing::info!(event = "tls.reloaded", days_left);
+        warn_of_expiry(&tls, self.clock.now());
+        Ok(())
     }
 
     /// Resolves when the committer has died: the process must end with 74.
@@ -188,6 +225,27 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// The certificate that the settings name, checked as a start does. `None`: no listener has TLS.
+pub fn server_tls(settings: &Settings) -> Result<Option<Arc<ServerTls>>, StartError> {
+    let Some((cert, key)) = settings.tls_files() else { return Ok(None) };
+    match ServerTls::load(cert, key) {
+        Ok(tls) => Ok(Some(Arc::new(tls))),
+        Err(error) => Err(StartError::Settings(error.to_string())),
+    }
+}
+
+/// Whole days until the certificate expires; negative when it has.
+fn days_left(tls: &ServerTls, now: Timestamp) -> i64 {
+    (tls.not_after().seconds() - now.seconds()).div_euclid(86_400)
+}
+
+fn warn_of_expiry(tls: &ServerTls, now: Timestamp) {
+    if tls.not_after() < now.after(CERTIFICATE_SHORT) {
+        let days_left = days_left(tls, now);
+        tracing::warn!(event = "tls.expiring", days_left, "renew `smtp.tls.cert`, then send SIGHUP");
+    }
+}
+
 /// Clients we can serve at once without running out of descriptors for the mail itself.
 fn most_connections(settings: &Settings) -> usize {
     let wanted = settings.smtp.limits.connections;
@@ -237,6 +295,7 @@ fn assemble(
     clock: Arc<TrustedClock>,
     gate: Arc<WarmupGate>,
     plan: Plan,
+    front_door: FrontDoor,
     sockets: Sockets,
     spool: Spool<SqliteStore>,
 ) -> Result<Relay, StartError> {
@@ -271,7 +330,9 @@ fn assemble(
         reader,
         gate,
         dispatcher: dispatcher.clone(),
-        clock,
+        metrics: metrics.clone(),
+        last_job: Default::default(),
+        clock: clock.clone(),
         watermark,
         streams,
         zone: settings.timezone.iana_name().unwrap_or("UTC").to_owned(),
@@ -279,7 +340,16 @@ fn assemble(
         stopping: stopping.clone(),
     });
     let smtp = sockets.smtp.iter().map(|(_, bound, _)| *bound).collect();
-    let servers = serve(settings, sockets.smtp, intake, &metrics, &stopping);
+    let FrontDoor { tls, users } = front_door;
+    let counts = Arc::new(ConnectionCounts::new(most_connections(settings), settings.smtp.limits.per_ip as usize));
+    let door = || Door {
+        intake: intake.clone(),
+        counts: counts.clone(),
+        observer: Arc::new(DoorCounter(metrics.clone())),
+        authenticator: users.clone().map(|users| users as Arc<dyn Authenticator>),
+        tls: tls.clone(),
+    };
+    let servers = serve(settings, sockets.smtp, door, &stopping);
     let dispatcher = tokio::spawn(run_dispatcher(dispatcher, handle, lines));
     let quiet: CancellationToken = no_more_questions;
     let http = sockets.http.local_addr().map_err(io)?;
@@ -296,6 +366,8 @@ fn assemble(
         http,
         backend,
         metrics,
+        tls,
+        clock,
         committer,
         servers,
         dispatcher,
@@ -322,19 +394,33 @@ fn waiting_lines(ledger: &Ledger) -> Vec<(Queue, StreamId)> {
 fn serve(
     settings: &Settings,
     sockets: Vec<(Server, SocketAddr, usize)>,
-    intake: Arc<SpoolIntake>,
-    metrics: &Arc<Metrics>,
+    door: impl Fn() -> Door<SpoolIntake>,
     stopping: &CancellationToken,
 ) -> JoinSet<io::Result<()>> {
-    let limits = &settings.smtp.limits;
-    let counts = Arc::new(ConnectionCounts::new(most_connections(settings), limits.per_ip as usize));
     let mut servers = JoinSet::new();
     for (server, _, index) in sockets {
         let session = Arc::new(session_settings(settings, &settings.listeners[index]));
-        let observer = Arc::new(DoorCounter(metrics.clone()));
-        servers.spawn(server.run(intake.clone(), session, counts.clone(), observer, stopping.clone()));
+        servers.spawn(server.run(door(), session, stopping.clone()));
     }
     servers
+}
+
+fn users(settings: &Settings) -> Result<Option<Arc<Users>>, StartError> {
+    let Some(file) = user_file(settings)? else { return Ok(None) };
+    Ok(Some(Arc::new(Users::new(file, guess_rules(settings)).map_err(StartError::Io)?)))
+}
+
+/// Who may log in; `None` when the settings name no file.
+pub fn user_file(settings: &Settings) -> Result<Option<UserFile>, StartError> {
+    let users = &settings.smtp.users;
+    let (Some(path), Some(text)) = (&users.file, &users.text) else { return Ok(None) };
+    let file = UserFile::parse(text.expose_secret(), &path.display().to_string());
+    file.map(Some).map_err(|faults| StartError::Settings(faults.join("\n")))
+}
+
+fn guess_rules(settings: &Settings) -> GuessRules {
+    let auth = &settings.smtp.auth;
+    GuessRules { failures: auth.failures as usize, within: auth.within, block: auth.block }
 }
 
 /// What sessions of one listener go by.
@@ -347,9 +433,17 @@ fn session_settings(settings: &Settings, listener: &config::Listener) -> Session
         max_header_bytes: limits.headers,
         max_errors: limits.errors,
         allow_from: listener.allow_from.clone(),
-        tls: TlsMode::Off,
-        auth: AuthPolicy::Off,
-        auth_in_clear: false,
+        tls: match listener.tls {
+            config::ListenerTls::Off => TlsMode::Off,
+            config::ListenerTls::StartTls => TlsMode::StartTls,
+            config::ListenerTls::Implicit => TlsMode::Implicit,
+        },
+        auth: match listener.auth {
+            config::ListenerAuth::Off => AuthPolicy::Off,
+            config::ListenerAuth::Optional => AuthPolicy::Optional,
+            config::ListenerAuth::Required => AuthPolicy::Required,
+        },
+        auth_in_clear: listener.auth_clear,
         normalize: match settings.smtp.bare_newline {
             config::BareNewline::Reject => settings.smtp.normalize_from.clone(),
             config::BareNewline::Normalize => everybody(),
@@ -359,6 +453,7 @@ fn session_settings(settings: &Settings, listener: &config::Listener) -> Session
             idle: timeouts.idle,
             command: timeouts.command,
             data_min_rate: timeouts.data_rate,
+            handshake: timeouts.handshake,
             shutdown_grace: settings.smtp.stop_grace,
             ..Default::default()
         },
@@ -371,8 +466,9 @@ fn everybody() -> Vec<ipnet::IpNet> {
 
 fn probes(settings: &Settings, bound: &[(Server, SocketAddr, usize)]) -> Vec<ListenerProbe> {
     let probe = |(_, address, index): &(Server, SocketAddr, usize)| {
-        let admits = admits_loopback(&settings.listeners[*index].allow_from, address.ip());
-        let depth = match admits {
+        let listener = &settings.listeners[*index];
+        let depth = match admits_loopback(&listener.allow_from, address.ip()) {
+            _ if listener.tls == config::ListenerTls::Implicit => ProbeDepth::Connect,
             true => ProbeDepth::Recipient(format!("postmaster@{}", settings.smtp.hostname)),
             false => ProbeDepth::Greeting,
         };

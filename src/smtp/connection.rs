@@ -1,37 +1,50 @@
-//! Drives one session over a socket: reads, writes, waits, and hands messages to the intake.
+//! Drives one session over a socket: reads, writes, waits, shakes hands, and hands messages to the intake.
 //!
 //! Promises: one wake-up and one write per batch of pipelined commands; while a message is being made durable nothing
 //! more is read, so replies stay in order and a slow disk slows the client down; a connection that waits holds no
-//! buffer. Every wait has a deadline ([`super::Timeouts`]).
+//! buffer; what was read before TLS is gone before the handshake begins. Every wait has a deadline
+//! ([`super::Timeouts`]).
 
 use core::net::IpAddr;
-use std::cell::RefCell;
-use std::io::{self, Read};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::counts::Slot;
+use super::rejections::RejectionLog;
 use super::session::{Event, Session};
-use super::{BodySink, Intake, Observer, Replies, SessionSettings, Submission};
+use super::settings::contains;
+use super::stream::{Input, Stream};
+use super::tls::{HandshakeError, ServerTls};
+use super::{
+    AuthVerdict, Authenticator, BodySink, Intake, Login, Observer, RejectReason, Replies, SessionSettings, Submission,
+    TlsMode,
+};
+use crate::log;
 use crate::message::{Envelope, QueueId, Timestamp};
 
 /// What all connections of a listener have in common.
 pub(super) struct Shared<I> {
     pub intake: Arc<I>,
     pub settings: Arc<SessionSettings>,
+    /// `None`: nobody can log in.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
     pub observer: Arc<dyn Observer>,
+    /// There when `settings.tls` asks for it.
+    pub tls: Option<Arc<ServerTls>>,
+    pub rejections: RejectionLog,
     pub listener: usize,
 }
 
 /// One client. While it waits for input this, the socket and two small boxes are all it costs.
 pub(super) struct Connection<I: Intake> {
-    stream: TcpStream,
+    stream: Stream,
+    slot: Slot,
     client: IpAddr,
     shared: Arc<Shared<I>>,
     session: Session,
@@ -42,6 +55,7 @@ pub(super) struct Connection<I: Intake> {
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Shutdown was asked for; sessions in DATA may go on until then.
     grace_until: Option<Instant>,
+    /// When the client could first say something: the connection, or the end of its handshake.
     opened: Instant,
     /// When the first octets of a command without its end had come.
     command_since: Option<Instant>,
@@ -63,19 +77,35 @@ struct RateWindow {
     octets: u64,
 }
 
+/// What follows when all that was read is worked off. Holds none of it.
+enum Next {
+    Read,
+    StartTls,
+    Close,
+}
+
 /// Why there is nothing more to read.
 enum Ended {
     /// The session has said why; its last replies are to be sent.
     ByUs,
     ByClient,
+    /// 220 is sent; from the next octet on it is TLS.
+    ForTls,
 }
 
 impl<I: Intake> Connection<I> {
-    pub fn new(stream: TcpStream, client: IpAddr, shared: Arc<Shared<I>>, shutdown: CancellationToken) -> Self {
+    pub fn new(
+        socket: TcpStream,
+        client: IpAddr,
+        slot: Slot,
+        shared: Arc<Shared<I>>,
+        shutdown: CancellationToken,
+    ) -> Self {
         let opened = Instant::now();
         let settings = shared.settings.clone();
         Connection {
-            stream,
+            stream: Stream::new(socket),
+            slot,
             client,
             session: Session::new(settings, client),
             replies: Replies::default(),
@@ -92,47 +122,85 @@ impl<I: Intake> Connection<I> {
 
     /// Until either side closes.
     pub async fn run(mut self) {
+        if self.shared.settings.tls == TlsMode::Implicit {
+            match Box::pin(self.secure()).await {
+                Some(secured) => self = secured,
+                None => return,
+            }
+        }
         self.session.greet(&mut self.replies);
-        match self.talk().await {
-            Ok(Ended::ByUs) => Box::pin(linger(self.stream)).await,
-            Ok(Ended::ByClient) => {}
-            Err(error) => tracing::debug!(event = "smtp.connection_lost", client = %self.client, %error),
+        loop {
+            match self.talk().await {
+                Ok(Ended::ForTls) => match Box::pin(self.secure()).await {
+                    Some(secured) => self = secured,
+                    None => return,
+                },
+                Ok(Ended::ByUs) => return Box::pin(self.stream.close()).await,
+                Ok(Ended::ByClient) => return Box::pin(self.stream.leave()).await,
+                Err(error) => {
+                    return tracing::debug!(event = "smtp.connection_lost", client = %self.client, %error);
+                }
+            }
+        }
+    }
+
+    /// The handshake. The connection in clear ends here, whatever comes of it; there is one through TLS, or none.
+    async fn secure(mut self) -> Option<Self> {
+        let (Stream::Plain(plain), Some(tls)) = (self.stream, &self.shared.tls) else { return None };
+        let patience = self.shared.settings.timeouts.handshake;
+        let secured = tokio::select! {
+            biased;
+            () = &mut self.shutdown => return None,
+            secured = tls.handshake(plain, patience) => secured,
+        };
+        match secured {
+            Ok(stream) => {
+                self.session.secured();
+                Some(Connection { stream: Stream::Tls(stream), opened: Instant::now(), ..self })
+            }
+            Err(HandshakeError::Untried) => {
+                tracing::debug!(event = "smtp.connection_lost", client = %self.client);
+                None
+            }
+            Err(error) => {
+                self.shared.reject(RejectReason::Tls, self.client, None, None, Some(&error));
+                None
+            }
         }
     }
 
     async fn talk(&mut self) -> io::Result<Ended> {
         loop {
             self.flush().await?;
-            let mut buffer = None;
-            let octets = self.read(&mut buffer).await?;
-            let Some(octets) = octets else {
-                self.flush().await?;
-                return Ok(Ended::ByUs);
+            let next = match self.read().await? {
+                Some(input) if input.octets().is_empty() => return Ok(Ended::ByClient),
+                Some(input) => self.work(input).await?,
+                None => Next::Close,
             };
-            let Some(buffer) = buffer.filter(|_| octets > 0) else {
-                return Ok(Ended::ByClient);
+            let ended = match next {
+                Next::Read => continue,
+                Next::StartTls => Ended::ForTls,
+                Next::Close => Ended::ByUs,
             };
-            let goes_on = self.work(&buffer[..octets]).await?;
-            give_back(buffer);
-            if !goes_on {
-                self.flush().await?;
-                return Ok(Ended::ByUs);
-            }
+            self.flush().await?;
+            return Ok(ended);
         }
     }
 
-    /// Runs all of `input` through the session. False when the session has ended.
-    async fn work(&mut self, mut input: &[u8]) -> io::Result<bool> {
+    /// Runs all of `input` through the session, and ends it.
+    async fn work(&mut self, input: Input) -> io::Result<Next> {
+        let mut rest = input.octets();
         loop {
-            match self.session.next(&mut input, &mut self.replies) {
+            match self.session.next(&mut rest, &mut self.replies) {
                 Event::NeedInput => break,
-                Event::Close => return Ok(false),
+                Event::Close => return Ok(Next::Close),
+                Event::StartTls => return Ok(Next::StartTls),
                 Event::Flush => self.flush().await?,
                 Event::Mail => self.session.sender(self.shared.intake.ready(), &mut self.replies),
                 Event::Data => self.begin().await,
                 Event::Text(text) => self.write_body(text).await,
                 Event::Message(envelope) => self.accept(envelope).await,
-                Event::StartTls | Event::Auth(_) => unreachable!("not offered yet"),
+                Event::Auth(login) => Box::pin(self.authenticate(login)).await?,
                 Event::Refused => {
                     let id = self.open.take().map(|open| open.id);
                     self.report_rejections(id);
@@ -142,7 +210,29 @@ impl<I: Intake> Connection<I> {
         if !self.replies.bytes.is_empty() {
             self.command_since = None; // a command has ended; what follows is another one
         }
-        Ok(true)
+        if self.session.user().is_some() {
+            self.slot.authenticated();
+        }
+        Ok(Next::Read)
+    }
+
+    /// A wrong password is answered late, by a timer: the thread that checked it is free by then.
+    async fn authenticate(&mut self, login: Login) -> io::Result<()> {
+        self.flush().await?;
+        let verdict = match &self.shared.authenticator {
+            Some(authenticator) => authenticator.check(self.client, login).await,
+            None => AuthVerdict::Wrong,
+        };
+        let verdict = match verdict {
+            // Whom we take mail from without AUTH can go on without it.
+            AuthVerdict::Blocked if contains(&self.shared.settings.allow_from, self.client) => AuthVerdict::Busy,
+            verdict => verdict,
+        };
+        if verdict == AuthVerdict::Wrong {
+            sleep(WRONG_PASSWORD_DELAY).await;
+        }
+        self.session.authenticated(verdict, &mut self.replies);
+        Ok(())
     }
 
     async fn begin(&mut self) {
@@ -183,36 +273,23 @@ impl<I: Intake> Connection<I> {
 
     fn report_rejections(&mut self, id: Option<QueueId>) {
         for reason in self.replies.rejected.drain(..) {
-            self.shared.observer.rejected(reason);
-            let (client, reason) = (self.client, reason.name());
-            match id {
-                Some(id) => tracing::info!(event = "smtp.rejected", %id, %client, reason),
-                None => tracing::info!(event = "smtp.rejected", %client, reason),
-            }
+            self.shared.reject(reason, self.client, self.session.user(), id, None);
         }
     }
 
     /// Sends what has gathered, in one write if the socket takes it.
     async fn flush(&mut self) -> io::Result<()> {
         self.report_rejections(None);
-        let mut rest = &self.replies.bytes[..];
-        while !rest.is_empty() {
-            match self.stream.try_write(rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let patience = self.shared.settings.timeouts.idle;
-                    timeout(patience, self.stream.writable()).await??;
-                }
-                Err(error) => return Err(error),
-            }
+        if !self.replies.bytes.is_empty() {
+            self.stream.write(&self.replies.bytes, self.shared.settings.timeouts.idle).await?;
+            self.replies.bytes.clear();
+            self.replies.bytes.shrink_to(REPLIES_KEPT_OCTETS);
         }
-        self.replies.bytes.clear();
-        self.replies.bytes.shrink_to(REPLIES_KEPT_OCTETS);
         Ok(())
     }
 
-    /// Waits for input. `None`: the session has ended it, by timeout or shutdown. `Some(0)`: the client has closed.
-    async fn read(&mut self, buffer: &mut Option<Box<[u8]>>) -> io::Result<Option<usize>> {
+    /// Waits for input; empty: the client has closed. `None`: the session has ended it, by timeout or shutdown.
+    async fn read(&mut self) -> io::Result<Option<Input>> {
         let since = Instant::now();
         if !self.session.is_inside_command() {
             self.command_since = None;
@@ -233,20 +310,11 @@ impl<I: Intake> Connection<I> {
                 () = &mut self.shutdown, if self.grace_until.is_none() => {
                     self.grace_until = Some(Instant::now() + self.shared.settings.timeouts.shutdown_grace);
                 }
-                ready = self.stream.readable() => {
-                    ready?;
-                    let target = buffer.get_or_insert_with(take_buffer);
-                    match read_drained(&self.stream, target) {
-                        Ok(octets) => {
-                            self.window.octets += octets as u64;
-                            self.window.left = self.window.left.saturating_sub(since.elapsed());
-                            return Ok(Some(octets));
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            give_back(buffer.take().expect("taken above"));
-                        }
-                        Err(error) => return Err(error),
-                    }
+                input = self.stream.read() => {
+                    let input = input?;
+                    self.window.octets += input.octets().len() as u64;
+                    self.window.left = self.window.left.saturating_sub(since.elapsed());
+                    return Ok(Some(input));
                 }
                 () = &mut self.timer => {
                     let now = Instant::now();
@@ -296,65 +364,31 @@ impl<I: Intake> Connection<I> {
     }
 }
 
-/// Closes so that the client gets to read our last reply: input that is still on its way when a socket is closed
-/// makes the kernel reset the connection, and the reply is lost.
-async fn linger(mut stream: TcpStream) {
-    let drain = async {
-        stream.shutdown().await?;
-        let mut buffer = take_buffer();
-        let mut drained = 0;
-        while drained < LINGER_MAX_OCTETS {
-            stream.readable().await?;
-            match stream.try_read(&mut buffer) {
-                Ok(0) => break,
-                Ok(octets) => drained += octets,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-        give_back(buffer);
-        Ok(())
-    };
-    // Whether the client went away in order or not, we are done with it.
-    let _: Result<io::Result<()>, _> = timeout(LINGER, drain).await;
-}
-
-/// Reads once. A read that does not fill the buffer has drained the socket: the runtime is told so at once, which saves
-/// the second read that would only find it empty.
-fn read_drained(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut octets = None;
-    let size = buffer.len();
-    let done = stream.try_io(Interest::READABLE, || {
-        let read = (&*SockRef::from(stream)).read(buffer)?;
-        octets = Some(read);
-        if read > 0 && read < size { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match (octets, done) {
-        (Some(octets), _) => Ok(octets),
-        (None, Err(error)) => Err(error),
-        (None, Ok(())) => Err(io::ErrorKind::WouldBlock.into()),
+impl<I> Shared<I> {
+    /// Counts a refusal, and logs it unless there are too many of its kind.
+    pub fn reject(
+        &self,
+        reason: RejectReason,
+        client: IpAddr,
+        user: Option<&Arc<str>>,
+        id: Option<QueueId>,
+        detail: Option<&dyn std::fmt::Display>,
+    ) {
+        self.observer.rejected(reason);
+        let Some(unlogged) = self.rejections.admit(reason, Instant::now()) else { return };
+        tracing::info!(
+            event = "smtp.rejected",
+            id = id.map(display),
+            reason = reason.name(),
+            %client,
+            listener = self.listener,
+            user = user.map(|user| display(log::mask(user.as_bytes()))),
+            detail = detail.map(display),
+            unlogged = (unlogged > 0).then_some(unlogged),
+        );
     }
 }
 
-thread_local! {
-    static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A read buffer; from this thread's few spare ones, which need no clearing.
-fn take_buffer() -> Box<[u8]> {
-    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; READ_BUFFER_OCTETS].into())
-}
-
-fn give_back(buffer: Box<[u8]>) {
-    BUFFERS.with_borrow_mut(|spare| {
-        if spare.len() < BUFFERS_SPARE_PER_THREAD {
-            spare.push(buffer);
-        }
-    });
-}
-
-const READ_BUFFER_OCTETS: usize = 16 * 1024;
-const BUFFERS_SPARE_PER_THREAD: usize = 16;
 const REPLIES_KEPT_OCTETS: usize = 512;
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_MAX_OCTETS: usize = 1024 * 1024;
+/// Before a wrong password is answered.
+const WRONG_PASSWORD_DELAY: Duration = Duration::from_secs(1);

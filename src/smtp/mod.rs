@@ -12,13 +12,19 @@ pub mod command;
 mod connection;
 pub mod counts;
 pub mod data;
+pub mod guessing;
 pub mod headers;
 pub mod line;
 pub mod path;
+mod rejections;
 pub mod replies;
 pub mod server;
 pub mod session;
 pub mod settings;
+mod stream;
+pub mod tls;
+pub mod user_file;
+pub mod users;
 
 use core::net::IpAddr;
 use std::sync::Arc;
@@ -30,8 +36,9 @@ use crate::reply::Reply;
 pub use auth::{AuthVerdict, Authenticator, Login};
 pub use counts::ConnectionCounts;
 pub use replies::Replies;
-pub use server::{ListenerSettings, Server};
+pub use server::{Door, ListenerSettings, Server};
 pub use settings::{AuthPolicy, SessionSettings, Timeouts, TlsMode};
+pub use tls::{CertificateError, ServerTls};
 
 /// Takes accepted mail. The one thing behind the front door.
 pub trait Intake: Send + Sync + 'static {
@@ -105,12 +112,14 @@ pub enum RejectReason {
     Busy,
     /// Not SMTP: HTTP or TLS on this port.
     Protocol,
+    /// A TLS handshake that failed or took too long.
+    Tls,
     /// mailramp is stopping.
     Shutdown,
 }
 
 impl RejectReason {
-    pub const ALL: [RejectReason; 13] = [
+    pub const ALL: [RejectReason; 14] = [
         RejectReason::Size,
         RejectReason::Auth,
         RejectReason::RelayDenied,
@@ -123,6 +132,7 @@ impl RejectReason {
         RejectReason::Timeout,
         RejectReason::Busy,
         RejectReason::Protocol,
+        RejectReason::Tls,
         RejectReason::Shutdown,
     ];
 
@@ -140,6 +150,7 @@ impl RejectReason {
             RejectReason::Timeout => "timeout",
             RejectReason::Busy => "busy",
             RejectReason::Protocol => "protocol",
+            RejectReason::Tls => "tls",
             RejectReason::Shutdown => "shutdown",
         }
     }

@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Shared};
-use super::counts::{ConnectionCounts, Slot};
-use super::{Intake, Observer, Opened, RejectReason, SessionSettings};
+use super::counts::{ConnectionCounts, Standing};
+use super::rejections::RejectionLog;
+use super::settings::contains;
+use super::tls::ServerTls;
+use super::{AuthPolicy, Authenticator, Intake, Observer, Opened, RejectReason, SessionSettings, TlsMode};
 
 /// Where to listen.
 #[derive(Clone, Debug)]
@@ -26,6 +29,17 @@ pub struct ListenerSettings {
     pub address: SocketAddr,
     /// Repeated in each [`super::Submission`] and to the observer.
     pub index: usize,
+}
+
+/// What all listeners share.
+pub struct Door<I> {
+    pub intake: Arc<I>,
+    pub counts: Arc<ConnectionCounts>,
+    pub observer: Arc<dyn Observer>,
+    /// `None`: nobody can log in.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// Needed by listeners whose [`SessionSettings::tls`] is not `Off`.
+    pub tls: Option<Arc<ServerTls>>,
 }
 
 /// A bound socket that is not served yet.
@@ -56,18 +70,18 @@ impl Server {
     /// Serves until `shutdown`, and then until the sessions have ended or the grace time is over.
     pub async fn run<I: Intake>(
         self,
-        intake: Arc<I>,
+        door: Door<I>,
         settings: Arc<SessionSettings>,
-        gate: Arc<ConnectionCounts>,
-        observer: Arc<dyn Observer>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener)?;
         let grace = settings.timeouts.shutdown_grace;
         let tasks = TaskTracker::new();
-        let shared = Arc::new(Shared { intake, settings, observer, listener: self.index });
+        let Door { intake, counts, observer, authenticator, tls } = door;
+        let rejections = RejectionLog::default();
+        let shared = Shared { intake, settings, authenticator, observer, tls, rejections, listener: self.index };
+        let shared = Arc::new(shared);
         let mut failing = false;
-        let mut crowd = CrowdLog::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -79,23 +93,22 @@ impl Server {
                     failing = false;
                     // An IPv4 client is the same client on every listener.
                     let client = peer.ip().to_canonical();
-                    match gate.enter(client) {
+                    match counts.enter(client, standing(&shared.settings, client)) {
                         Ok(slot) => {
-                            let open = OpenConnection::new(shared.observer.clone(), self.index, slot);
+                            let open = OpenConnection::new(shared.observer.clone(), self.index);
                             // Without it each reply would wait for the acknowledgement of the one before. If it fails,
                             // the client is gone, and the session will notice.
                             let _ = stream.set_nodelay(true);
-                            let connection = Connection::new(stream, client, shared.clone(), shutdown.clone());
+                            let connection = Connection::new(stream, client, slot, shared.clone(), shutdown.clone());
                             tasks.spawn(async move {
                                 let _open = open;
                                 connection.run().await;
                             });
                         }
                         Err(result) => {
-                            turn_away(&stream);
+                            turn_away(&stream, shared.settings.tls);
                             shared.observer.connection_opened(self.index, result);
-                            shared.observer.rejected(RejectReason::Busy);
-                            crowd.log(client, result);
+                            shared.reject(RejectReason::Busy, client, None, None, Some(&result.name()));
                         }
                     }
                 }
@@ -128,27 +141,19 @@ fn is_about_one_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// Says so and forgets the client: no task, no waiting. A fresh socket has room for one line.
-fn turn_away(stream: &TcpStream) {
-    let _ = SockRef::from(stream).send(b"421 4.7.0 Too many connections\r\n");
+/// What counts before the client has said anything.
+fn standing(settings: &SessionSettings, client: IpAddr) -> Standing {
+    match settings.auth {
+        AuthPolicy::Required if !contains(&settings.allow_from, client) => Standing::Stranger,
+        AuthPolicy::Off | AuthPolicy::Optional | AuthPolicy::Required => Standing::Admitted,
+    }
 }
 
-/// One line a second however many are turned away.
-#[derive(Default)]
-struct CrowdLog {
-    last: Option<Instant>,
-    unlogged: u64,
-}
-
-impl CrowdLog {
-    fn log(&mut self, client: IpAddr, result: Opened) {
-        if self.last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
-            self.unlogged += 1;
-            return;
-        }
-        let (reason, unlogged) = (RejectReason::Busy.name(), std::mem::take(&mut self.unlogged));
-        tracing::info!(event = "smtp.rejected", %client, reason, limit = result.name(), unlogged);
-        self.last = Some(Instant::now());
+/// Says so and forgets the client: no task, no waiting. A fresh socket has room for one line. Who expects TLS could not
+/// read it.
+fn turn_away(stream: &TcpStream, tls: TlsMode) {
+    if tls != TlsMode::Implicit {
+        let _ = SockRef::from(stream).send(b"421 4.7.0 Too many connections\r\n");
     }
 }
 
@@ -156,13 +161,12 @@ impl CrowdLog {
 struct OpenConnection {
     observer: Arc<dyn Observer>,
     listener: usize,
-    _slot: Slot,
 }
 
 impl OpenConnection {
-    fn new(observer: Arc<dyn Observer>, listener: usize, slot: Slot) -> Self {
+    fn new(observer: Arc<dyn Observer>, listener: usize) -> Self {
         observer.connection_opened(listener, Opened::Accepted);
-        OpenConnection { observer, listener, _slot: slot }
+        OpenConnection { observer, listener }
     }
 }
 
@@ -303,7 +307,9 @@ mod tests {
             ..SessionSettings::default()
         });
         let (gate, observer, shutdown) = (Arc::new(gate), Arc::new(Counts::default()), CancellationToken::new());
-        let running = server.run(intake.clone(), settings, gate.clone(), observer.clone(), shutdown.clone());
+        let (intake_too, counts) = (intake.clone(), gate.clone());
+        let door = Door { intake: intake_too, counts, observer: observer.clone(), authenticator: None, tls: None };
+        let running = server.run(door, settings, shutdown.clone());
         let task = tokio::spawn(running);
         Running { address, intake, gate, observer, shutdown, task }
     }
@@ -587,12 +593,17 @@ mod tests {
         let running = plain().await;
         let stream = TcpStream::connect(running.address).await.unwrap();
         let shared = Arc::new(Shared {
+            authenticator: None,
             intake: running.intake.clone(),
             settings: Arc::default(),
             observer: running.observer.clone(),
+            tls: None,
+            rejections: RejectionLog::default(),
             listener: 0,
         });
-        let connection = Connection::new(stream, "127.0.0.1".parse().unwrap(), shared, running.shutdown.clone());
+        let client = "127.0.0.1".parse().unwrap();
+        let slot = running.gate.enter(client, Standing::Admitted).unwrap();
+        let connection = Connection::new(stream, client, slot, shared, running.shutdown.clone());
         let octets = std::mem::size_of_val(&connection.run());
         assert!(octets <= 2048, "{octets} octets");
     }

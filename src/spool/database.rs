@@ -46,6 +46,18 @@ CREATE TABLE stream_day(lane INT, stream INT, day INT, offered INT, reserved INT
   PRIMARY KEY(lane, stream, day)) WITHOUT ROWID;
 ";
 
+/// What came after the first tables; laid when a database is opened that has it not. Versions that do not know it can
+/// still use the database.
+pub(super) const ADDED: &str = "
+CREATE INDEX IF NOT EXISTS item_message ON item(message, id);
+-- what operators did by hand; one row for each command
+CREATE TABLE IF NOT EXISTS audit(job INTEGER PRIMARY KEY, at INT, actor INT, action TEXT, detail TEXT, items INT,
+  rcpts INT, bytes INT);
+";
+
+/// Entries of the audit that are kept.
+pub(super) const AUDIT_MOST: i64 = 10_000;
+
 pub(super) const ITEM: &str = "id, message, body, size, queue, lane, stream, state, maybe, reason, accepted, due, deadline, \
                     expires, attempts, slot, day, reserved, envelope, reply";
 

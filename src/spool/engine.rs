@@ -30,8 +30,8 @@ const MOST_TURNS: usize = 64;
 
 /// A spool over one back end. Not shared: the committer, or a simulation, owns it.
 pub struct Spool<S> {
-    store: S,
-    ledger: Ledger,
+    pub(super) store: S,
+    pub(super) ledger: Ledger,
     last_item: ItemId,
     last_message: QueueId,
     latest: Timestamp,
@@ -583,7 +583,7 @@ impl<S: Store> Spool<S> {
             Chore::MoveOverdue { most_items } => self.move_overdue(*most_items, work),
             Chore::TakeExpired { most_items } => self.take_expired(*most_items, work),
             Chore::Flush { message, most_items } => self.flush(*message, *most_items, work),
-            Chore::FlushItems(ids) => self.flush_items(ids, work),
+            Chore::ByHand(order) => self.by_hand(order, work),
             Chore::DropDead { most_items } => self.drop_dead(*most_items, work),
         }
     }
@@ -632,14 +632,6 @@ impl<S: Store> Spool<S> {
         self.make_due(items, work)
     }
 
-    fn flush_items(&mut self, ids: &[ItemId], work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
-        let mut items = Vec::with_capacity(ids.len());
-        for id in ids {
-            items.extend(self.store.get(*id)?);
-        }
-        self.make_due(items, work)
-    }
-
     fn make_due(&mut self, items: Vec<Item>, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
         let mut answer = ChoreAnswer::default();
         for old in items.into_iter().filter(|i| i.state == State::Deferred) {
@@ -677,20 +669,20 @@ impl<S: Store> Spool<S> {
 
     // --- helpers ------------------------------------------------------------------------------------------------
 
-    fn replace(&mut self, old: &Item, item: &Item) -> Result<(), SpoolError> {
+    pub(super) fn replace(&mut self, old: &Item, item: &Item) -> Result<(), SpoolError> {
         self.store.update(item)?;
         self.ledger.leave(old);
         self.ledger.enter(item);
         Ok(())
     }
 
-    fn next_item(&mut self) -> ItemId {
+    pub(super) fn next_item(&mut self) -> ItemId {
         self.last_item = ItemId(self.last_item.0 + 1);
         self.last_item
     }
 
     /// What waiting is called in this line: for a token, or only for a connection.
-    fn waiting_state(&self, queue: Queue) -> State {
+    pub(super) fn waiting_state(&self, queue: Queue) -> State {
         match queue {
             Queue::Legacy => State::Ready,
             Queue::New(lane) => {
@@ -716,11 +708,11 @@ enum Claiming {
     Blocked(Timestamp),
 }
 
-struct Work<'a> {
+pub(super) struct Work<'a> {
     done: Done,
     gate: &'a dyn Gate,
     slots: &'a dyn Slots,
-    now: Timestamp,
+    pub(super) now: Timestamp,
     taken: [usize; 2],
 }
 
@@ -737,7 +729,7 @@ impl Work<'_> {
     }
 
     /// Notes that an item waits, so that whoever serves its line hears of it.
-    fn touch(&mut self, item: &Item) {
+    pub(super) fn touch(&mut self, item: &Item) {
         if item.state.is_waiting() {
             self.done.touched.push(Touched { queue: item.queue, stream: item.stream, due: item.due });
         }

@@ -7,9 +7,10 @@
 //! One algorithm ([`Spool`]) over one trait of rows ([`Store`]): in memory for tests and simulations, SQLite with body
 //! segments for real. It knows nothing of curves: the [`Gate`] it is handed decides, inside the transaction.
 //!
-//! Plain: [`item`], [`ledger`], [`engine`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`].
+//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`].
 
 pub mod body;
+pub mod by_hand;
 mod checkpoint;
 pub mod committer;
 mod database;
@@ -305,8 +306,8 @@ pub enum Chore {
         /// Items in one transaction.
         most_items: usize,
     },
-    /// Make these items due now, as far as they are deferred.
-    FlushItems(Vec<ItemId>),
+    /// What an operator asked for.
+    ByHand(by_hand::Order),
     /// Drop dead letters whose time is over, at most so many.
     DropDead {
         /// Items in one transaction.
@@ -315,7 +316,7 @@ pub enum Chore {
 }
 
 /// What a chore did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChoreAnswer {
     /// Items touched.
     pub items: usize,
@@ -323,6 +324,8 @@ pub struct ChoreAnswer {
     pub recipients: u64,
     /// When the next item of this kind is due; `None`: there is none.
     pub next: Option<Timestamp>,
+    /// The rest of the answer to [`Chore::ByHand`].
+    pub by_hand: Option<Box<by_hand::Acted>>,
 }
 
 /// A line got items: its stream may have work at `due`.
@@ -447,10 +450,22 @@ pub trait Store: Send {
     fn shift(&mut self, shift: &Shift) -> Result<(), SpoolError>;
     /// No waiting item is due later than `latest`. Returns how many were.
     fn due_by(&mut self, latest: Timestamp) -> Result<usize, SpoolError>;
-    /// Items that name a body. Slow: only for damage.
+    /// Items that name a body.
     fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError>;
     /// Items of one message.
     fn of_message(&mut self, message: QueueId) -> Result<Vec<Item>, SpoolError>;
+    /// Adds to the audit's entry of this job what a step of it did. `true`: it is the first step. A store that keeps
+    /// nothing keeps no audit either.
+    fn audit(
+        &mut self,
+        _action: &str,
+        _audit: &by_hand::Audit,
+        _now: Timestamp,
+        _did: &ChoreAnswer,
+        _bytes: u64,
+    ) -> Result<bool, SpoolError> {
+        Ok(true)
+    }
     /// Room for new mail; `Err(Full)` with the figures when there is too little. `queued` octets are in the queue.
     fn room(&mut self, queued: u64) -> Result<(), SpoolError>;
     /// Gives up the reserve that is kept for settles on a full disk. `false`: there is none left.

@@ -1,17 +1,21 @@
-//! Listings of the queue, on a read-only connection of their own, so that nobody's 250 waits for one.
+//! Listings of the queue, on read-only connections of their own, so that nobody's 250 waits for one.
 
-use std::path::Path;
-use std::sync::Mutex;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, params};
 
-use super::SpoolError;
-use super::database::{ITEM, database, read_item};
-use super::item::{Item, ItemId, State};
+use super::body::BodySource;
+use super::by_hand;
+use super::database::{ITEM, database, read_item, system};
+use super::item::{BodyId, Item, ItemId, State};
+use super::{SpoolError, segment};
 use crate::message::{QueueId, StreamId, Timestamp};
 
 /// Which items are meant: those that match all that is set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ItemFilter {
     /// Of this stream.
     pub stream: Option<StreamId>,
@@ -21,6 +25,24 @@ pub struct ItemFilter {
     pub accepted_until: Option<Timestamp>,
     /// Of this message.
     pub message: Option<QueueId>,
+    /// With a recipient in this domain.
+    pub domain: Option<String>,
+}
+
+impl ItemFilter {
+    /// What the database cannot see, since envelopes are octets to it.
+    fn matches_recipients(&self, item: &Item) -> bool {
+        let domain = self.domain.as_deref();
+        domain.is_none_or(|domain| item.envelope.recipients.iter().any(|r| by_hand::is_at(r, domain)))
+    }
+
+    /// Recipients of a matching item that are meant.
+    pub fn recipients_of(&self, item: &Item) -> u64 {
+        match &self.domain {
+            None => item.recipients(),
+            Some(domain) => item.envelope.recipients.iter().filter(|r| by_hand::is_at(r, domain)).count() as u64,
+        }
+    }
 }
 
 /// How many match.
@@ -34,37 +56,75 @@ pub struct Count {
     pub bytes: u64,
 }
 
+impl Count {
+    /// One more item, of which so many recipients are meant.
+    pub fn add(&mut self, item: &Item, recipients: u64) {
+        self.items += 1;
+        self.recipients += recipients;
+        self.bytes += item.size;
+    }
+}
+
 /// Reads the queue beside the committer.
-pub struct QueueReader(Mutex<Connection>);
+pub struct QueueReader {
+    data_dir: PathBuf,
+    connection: Mutex<Connection>,
+}
 
 impl QueueReader {
     /// Opens the database of a spool that exists.
     pub fn open(data_dir: &Path) -> Result<Self, SpoolError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection =
-            Connection::open_with_flags(data_dir.join("spool.db"), flags).map_err(database("opening the database"))?;
-        Ok(QueueReader(Mutex::new(connection)))
+        Ok(QueueReader { data_dir: data_dir.to_owned(), connection: Mutex::new(read_only(data_dir)?) })
     }
 
     /// Up to `most` matching items with an id above `above`, oldest first.
-    pub fn list(&self, filter: ItemFilter, above: ItemId, most: usize) -> Result<Vec<Item>, SpoolError> {
-        let (clause, values) = clause(filter);
-        let sql = format!("SELECT {ITEM} FROM item WHERE id > {} AND {clause} ORDER BY id LIMIT {most}", above.0);
-        let connection = self.connection();
-        let mut statement = connection.prepare_cached(&sql).map_err(database("listing the queue"))?;
-        let values: Vec<&dyn ToSql> = values.iter().map(|v| v as &dyn ToSql).collect();
-        let found = statement.query_map(&values[..], read_item).map_err(database("listing the queue"))?;
-        found.collect::<rusqlite::Result<_>>().map_err(database("listing the queue"))
+    pub fn list(&self, filter: &ItemFilter, above: ItemId, most: usize) -> Result<Vec<Item>, SpoolError> {
+        if filter.domain.is_none() {
+            return page(&self.connection(), filter, above, most);
+        }
+        let mut found = Vec::new();
+        self.each(filter, |item| {
+            if item.id > above {
+                found.push(item);
+            }
+            found.len() < most
+        })?;
+        Ok(found)
     }
 
     /// How many items match.
-    pub fn count(&self, filter: ItemFilter) -> Result<Count, SpoolError> {
+    pub fn count(&self, filter: &ItemFilter) -> Result<Count, SpoolError> {
+        if filter.domain.is_some() {
+            let mut count = Count::default();
+            self.each(filter, |item| {
+                count.add(&item, filter.recipients_of(&item));
+                true
+            })?;
+            return Ok(count);
+        }
         let (clause, values) = clause(filter);
         let sql = format!("SELECT count(*), ifnull(sum(rcpts), 0), ifnull(sum(size), 0) FROM item WHERE {clause}");
         let values: Vec<&dyn ToSql> = values.iter().map(|v| v as &dyn ToSql).collect();
         self.connection()
             .query_row(&sql, &values[..], |r| Ok(Count { items: r.get(0)?, recipients: r.get(1)?, bytes: r.get(2)? }))
             .map_err(database("counting the queue"))
+    }
+
+    /// Shows every matching item to `look`, oldest first, until it says `false`. All as of one moment: a connection of
+    /// its own reads one snapshot, so that others can list meanwhile.
+    pub fn each(&self, filter: &ItemFilter, mut look: impl FnMut(Item) -> bool) -> Result<(), SpoolError> {
+        let connection = read_only(&self.data_dir)?;
+        let (clause, values) = clause(filter);
+        let sql = format!("SELECT {ITEM} FROM item WHERE {clause} ORDER BY id");
+        let mut statement = connection.prepare(&sql).map_err(database("listing the queue"))?;
+        let values: Vec<&dyn ToSql> = values.iter().map(|v| v as &dyn ToSql).collect();
+        for item in statement.query_map(&values[..], read_item).map_err(database("listing the queue"))? {
+            let item = item.map_err(database("listing the queue"))?;
+            if filter.matches_recipients(&item) && !look(item) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The item that has been in `state` with the lowest id: the oldest one.
@@ -79,12 +139,52 @@ impl QueueReader {
             .map_err(database("looking for the oldest message"))
     }
 
+    /// The octets of a stored body. `None`: it is gone, or its file is.
+    pub fn body(&self, body: BodyId) -> Result<Option<BodySource>, SpoolError> {
+        let place = self
+            .connection()
+            .query_row("SELECT size, seg, off, data, message FROM body WHERE id = ?1", [body.0], |r| {
+                let data = r.get_ref(3)?.as_blob_or_null()?.map(Bytes::copy_from_slice);
+                let segment = r.get::<_, Option<i64>>(1)?.zip(r.get::<_, Option<u64>>(2)?);
+                Ok((r.get::<_, u64>(0)?, segment, data, QueueId(r.get::<_, i64>(4)? as u64)))
+            })
+            .optional()
+            .map_err(database("reading a body"))?;
+        let Some((size, segment, data, message)) = place else { return Ok(None) };
+        if let Some(data) = data {
+            return Ok(Some(BodySource::Memory(data)));
+        }
+        let (path, offset) = match segment {
+            Some((segment, offset)) => (segment::path_in(&self.data_dir.join("segments"), segment), offset),
+            None => (self.data_dir.join("large").join(message.to_string()), 0),
+        };
+        match File::open(path) {
+            Ok(file) => Ok(Some(BodySource::File { file: Arc::new(file), offset, size })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(system("opening a body")(error)),
+        }
+    }
+
     fn connection(&self) -> std::sync::MutexGuard<'_, Connection> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.connection.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-fn clause(filter: ItemFilter) -> (String, Vec<i64>) {
+pub(super) fn read_only(data_dir: &Path) -> Result<Connection, SpoolError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(data_dir.join("spool.db"), flags).map_err(database("opening the database"))
+}
+
+fn page(connection: &Connection, filter: &ItemFilter, above: ItemId, most: usize) -> Result<Vec<Item>, SpoolError> {
+    let (clause, values) = clause(filter);
+    let sql = format!("SELECT {ITEM} FROM item WHERE id > {} AND {clause} ORDER BY id LIMIT {most}", above.0);
+    let mut statement = connection.prepare_cached(&sql).map_err(database("listing the queue"))?;
+    let values: Vec<&dyn ToSql> = values.iter().map(|v| v as &dyn ToSql).collect();
+    let found = statement.query_map(&values[..], read_item).map_err(database("listing the queue"))?;
+    found.collect::<rusqlite::Result<_>>().map_err(database("listing the queue"))
+}
+
+fn clause(filter: &ItemFilter) -> (String, Vec<i64>) {
     let conditions = [
         ("stream", "=", filter.stream.map(|s| i64::from(s.0))),
         ("state", "=", filter.state.map(State::code)),

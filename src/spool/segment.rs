@@ -73,7 +73,7 @@ impl Segments {
 
     /// The file of a segment.
     pub fn path(&self, id: SegmentId) -> PathBuf {
-        self.directory.join(format!("{id:08}.seg"))
+        path_in(&self.directory, id)
     }
 
     /// Queues `bytes` for this transaction; returns where they will lie. Written by [`Segments::write`].
@@ -159,6 +159,11 @@ impl Segments {
         sync_directory(&self.directory)?;
         Ok(Current { id, file: Arc::new(file), end: 0, start: 0, pending: Vec::new() })
     }
+}
+
+/// The file of segment `id` in the folder of segments.
+pub(super) fn path_in(directory: &Path, id: SegmentId) -> PathBuf {
+    directory.join(format!("{id:08}.seg"))
 }
 
 /// Numbers of the segment files that exist.

@@ -20,13 +20,14 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, ToSql, params};
 use super::body::NewBody;
 use super::checkpoint::Checkpointer;
 use super::database::{
-    ITEM, SCHEMA_VERSION, clock_text, connect, create, database, ledger_rows, read_item, rows, system,
+    ADDED, AUDIT_MOST, ITEM, SCHEMA_VERSION, clock_text, connect, create, database, ledger_rows, read_item, rows,
+    system,
 };
 use super::disk::{Ballast, DataDirectory, Watermark, free_and_size, share_of};
 use super::item::{BodyId, Item, ItemId, Shift, State, encode_envelope};
 use super::ledger::{HISTORY_DAYS, Row};
 use super::segment::{self, SegmentId, Segments, read_body};
-use super::{BodySource, SpoolError, Store};
+use super::{BodySource, ChoreAnswer, SpoolError, Store, by_hand};
 use crate::message::{Queue, QueueId, StreamId, Timestamp};
 
 /// Bodies up to here lie in the database; larger ones in segments.
@@ -127,6 +128,7 @@ impl SqliteStore {
                 file.display()
             )));
         }
+        connection.execute_batch(ADDED).map_err(database("adding what is new to the database"))?;
         super::disk::sync_directory(&path).map_err(system("syncing the data directory"))?;
         let last_body = connection
             .query_row("SELECT ifnull(max(id), 0) FROM body", [], |r| r.get(0))
@@ -628,11 +630,41 @@ impl Store for SqliteStore {
     }
 
     fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError> {
-        self.items("WHERE body = ?1 ORDER BY id", params![body.0])
+        self.items(
+            "WHERE message = (SELECT message FROM body WHERE id = ?1) AND body = ?1 ORDER BY id",
+            params![body.0],
+        )
     }
 
     fn of_message(&mut self, message: QueueId) -> Result<Vec<Item>, SpoolError> {
         self.items("WHERE message = ?1 ORDER BY id", params![message.0 as i64])
+    }
+
+    fn audit(
+        &mut self,
+        action: &str,
+        audit: &by_hand::Audit,
+        now: Timestamp,
+        did: &ChoreAnswer,
+        bytes: u64,
+    ) -> Result<bool, SpoolError> {
+        let known = self.execute(
+            "UPDATE audit SET items = items + ?2, rcpts = rcpts + ?3, bytes = bytes + ?4 WHERE job = ?1",
+            params![audit.job, did.items, did.recipients, bytes],
+        )?;
+        if known > 0 {
+            return Ok(false);
+        }
+        self.execute(
+            "INSERT INTO audit VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![audit.job, now.0, audit.actor, action, audit.detail, did.items, did.recipients, bytes],
+        )?;
+        // The newest are kept; jobs rise with time.
+        self.execute(
+            "DELETE FROM audit WHERE job < (SELECT job FROM audit ORDER BY job DESC LIMIT 1 OFFSET ?1)",
+            params![AUDIT_MOST - 1],
+        )?;
+        Ok(true)
     }
 
     fn room(&mut self, queued: u64) -> Result<(), SpoolError> {
@@ -762,6 +794,7 @@ mod tests {
         assert_eq!(store.expired(false, Timestamp::NEVER, most).unwrap().len(), most);
         assert_eq!(store.expired(true, Timestamp::NEVER, most).unwrap().len(), most);
         assert_eq!(store.in_state(State::Deferred, ItemId(7), most).unwrap().len(), most);
+        assert_eq!(store.of_message(QueueId(9)).unwrap().len(), 1);
         store.body(BodyId(3)).unwrap().unwrap();
         store.reference_body(BodyId(3), 1).unwrap();
         store.reference_body(BodyId(3), -1).unwrap();
@@ -782,6 +815,7 @@ mod tests {
             _ if sql.contains("state = 4") => Some("item_dead"),
             _ if sql.contains("state = ?1 AND id") => Some("item_state"),
             _ if sql.contains("state < 3 AND queue") => Some("item_line"),
+            _ if sql.contains("WHERE message = ?1 ORDER") => Some("item_message"),
             _ if sql.contains("message = ?1 AND seg IS NULL") => Some("body_large"),
             _ => Some("PRIMARY KEY"),
         };
@@ -794,7 +828,7 @@ mod tests {
             assert!(plan.contains("SEARCH") && plan.contains(index), "{sql}: {plan}");
             assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
         }
-        assert_eq!(explained, 13, "{seen:#?}");
+        assert_eq!(explained, 14, "{seen:#?}");
         let in_flight = plan(&store.connection, IN_FLIGHT);
         assert!(in_flight.contains("item_state") && !in_flight.contains("SCAN"), "{in_flight}");
     }

@@ -291,6 +291,17 @@ impl<S: Store> Store for Faulty<S> {
     fn of_message(&mut self, message: QueueId) -> Result<Vec<Item>, SpoolError> {
         self.inner.of_message(message)
     }
+    fn audit(
+        &mut self,
+        action: &str,
+        audit: &by_hand::Audit,
+        now: Timestamp,
+        did: &ChoreAnswer,
+        bytes: u64,
+    ) -> Result<bool, SpoolError> {
+        self.step()?;
+        self.inner.audit(action, audit, now, did, bytes)
+    }
     fn room(&mut self, queued: u64) -> Result<(), SpoolError> {
         if self.full { Err(SpoolError::Full { free_bytes: 0, required_bytes: 1, used_bytes: queued }) } else { Ok(()) }
     }
@@ -544,7 +555,7 @@ impl<B: Backend> Bench<B> {
 
     pub fn chore(&mut self, chore: Chore) -> (ChoreAnswer, Done) {
         let done = self.apply(&Batch { chores: vec![chore], ..Batch::default() }).unwrap();
-        (done.chores[0], done)
+        (done.chores[0].clone(), done)
     }
 
     // What is there.

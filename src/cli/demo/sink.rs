@@ -15,7 +15,7 @@ use super::application::{HEADER, Letter};
 use crate::clock::Clock;
 use crate::message::{QueueId, Route, Timestamp};
 use crate::smtp::{
-    BodySink, ConnectionCounts, Intake, ListenerSettings, Refusal, Server, SessionSettings, Submission, Timeouts,
+    BodySink, ConnectionCounts, Door, Intake, ListenerSettings, Refusal, Server, SessionSettings, Submission, Timeouts,
 };
 
 /// Octets of a message that are searched for its number: both `Received:` lines and the application's header fit well.
@@ -74,7 +74,8 @@ pub fn start(
     };
     let sink = Arc::new(Sink { route, notebook, clock, last_id: AtomicU64::new(0) });
     let counts = Arc::new(ConnectionCounts::new(CONNECTIONS_MAX, CONNECTIONS_MAX));
-    tokio::spawn(server.run(sink, Arc::new(settings), counts, Arc::new(()), stop));
+    let door = Door { intake: sink, counts, observer: Arc::new(()), tls: None, authenticator: None };
+    tokio::spawn(server.run(door, Arc::new(settings), stop));
     Ok(address)
 }
 
