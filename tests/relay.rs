@@ -419,7 +419,11 @@ async fn what_has_not_left_by_its_deadline_leaves_by_legacy() {
     let legacy = Script::new().start().await;
     let clock = Arc::new(ManualClock::at(NOON));
     let policy = "policy = \"hold-then-legacy\"\nmax_wait = \"15m\"";
-    let bench = Bench::start_at(new, Some(legacy.address), clock.clone(), |settings| settings.limit(10, policy)).await;
+    let bench = Bench::start_at(new, Some(legacy.address), clock.clone(), |mut settings| {
+        settings.queue.push_str("\nfallback_on = []");
+        settings.limit(10, policy)
+    })
+    .await;
     let id = bench.send(SENDER, &["late@example.net"], BODY);
     let row = bench.row(ItemState::Held).await;
     assert_eq!((&row.id, row.next), (&id, Some(NOON.after(minutes(15)))));
