@@ -15,6 +15,7 @@ pub fn snapshot() -> Snapshot {
     Snapshot {
         version: "0.1.0".into(),
         now,
+        clock: ClockStatus { trusted: true, off_seconds: 0, shows: now },
         warmup: Warmup {
             state: DayState::Ramping,
             day: Some(9),
@@ -182,6 +183,10 @@ impl Backend for FakeBackend {
     fn hold_files(&self) -> Box<dyn std::any::Any + Send> {
         self.holds.fetch_add(1, Ordering::SeqCst);
         Box::new(Held(self.holds.clone()))
+    }
+
+    fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
+        self.or_broken(ClockAnswer { moved_seconds: -7200, now: snapshot().now })
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {
