@@ -236,6 +236,13 @@ mod tests {
     }
 
     #[test]
+    fn every_lane_is_a_label_of_the_metrics() {
+        use crate::metrics::{self, Label};
+        let labels = metrics::Provider::ALL.iter().map(|label| label.text()).filter(|label| *label != "all");
+        assert_eq!(Provider::ALL.map(Provider::name).to_vec(), labels.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn servers_belong_to_their_operator_whatever_their_case_and_last_dot() {
         for (host, operator, lane) in [
             ("gmail-smtp-in.l.google.com", "google", "google"),
