@@ -4,14 +4,16 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
+use arc_swap::ArcSwap;
+
 use super::gate::WarmupGate;
+use super::reload::{LiveGate, LiveRoutes};
 use crate::admin::api::{
     DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals, RouteStatus, Selection,
     ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
 };
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::Clock;
-use crate::delivery::dispatcher::Dispatcher;
 use crate::message::{DayRecord, LaneId, Route, StreamId, Timestamp};
 use crate::metrics::Metrics;
 use crate::policy;
@@ -28,9 +30,9 @@ pub struct RelayBackend {
     /// Reads the queue beside the committer.
     pub reader: Arc<QueueReader>,
     /// The ramp.
-    pub gate: Arc<WarmupGate>,
+    pub gate: Arc<LiveGate>,
     /// The routes.
-    pub dispatcher: Arc<Dispatcher>,
+    pub routes: Arc<LiveRoutes>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
     /// The last job of an operator; they rise, also within one tick of the clock.
@@ -42,9 +44,9 @@ pub struct RelayBackend {
     /// Names of the streams, by id.
     pub streams: Vec<String>,
     /// Name of the zone of the day.
-    pub zone: String,
+    pub zone: ArcSwap<String>,
     /// What readiness tries; emptied once the relay is stopping.
-    pub listeners: Vec<ListenerProbe>,
+    pub listeners: ArcSwap<Vec<ListenerProbe>>,
     /// Cancelled once the relay is stopping.
     pub stopping: tokio_util::sync::CancellationToken,
 }
@@ -84,11 +86,18 @@ impl RelayBackend {
         self.spool.look(look).await.map_err(unavailable)
     }
 
+    /// `day 9, 1019/1281 used, 412 held`. Asks the committer, and nobody else.
+    pub async fn status_line(&self) -> Result<String, BackendError> {
+        let (gate, zone) = (self.gate.current(), self.zone.load_full());
+        let look = move |ledger: &Ledger, now| status_line(&numbers(&gate, ledger, &zone, now));
+        self.spool.look(look).await.map_err(unavailable)
+    }
+
     async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
         let now = self.clock.now();
-        let (gate, zone) = (self.gate.clone(), self.zone.clone());
+        let (gate, zone) = (self.gate.current(), self.zone.load_full());
         let numbers =
-            self.spool.look(move |ledger, now| numbers(&gate, ledger, zone, now)).await.map_err(unavailable)?;
+            self.spool.look(move |ledger, now| numbers(&gate, ledger, &zone, now)).await.map_err(unavailable)?;
         let reader = self.reader.clone();
         let oldest = self.blocking(move || SHOWN.map(|state| reader.oldest(state).ok().flatten())).await?;
         let totals = |index: usize| StateTotals {
@@ -113,14 +122,15 @@ impl RelayBackend {
             queue: QueueTotals { held: totals(0), ready: totals(1), deferred: totals(2), inflight: totals(3) },
             spool: SpoolStatus {
                 free_bytes,
-                required_bytes: self.watermark.min_free,
+                required_bytes: self.watermark.min_free(),
                 accepting: self.watermark.check(numbers.queued_bytes).is_ok(),
             },
         })
     }
 
     fn route_status(&self, route: Route) -> RouteStatus {
-        let Some(pool) = self.dispatcher.pool(route) else { return RouteStatus::default() };
+        let dispatcher = self.routes.current();
+        let Some(pool) = dispatcher.pool(route) else { return RouteStatus::default() };
         let health = pool.health().clone();
         RouteStatus {
             configured: true,
@@ -142,7 +152,7 @@ impl RelayBackend {
     }
 }
 
-fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> Numbers {
+fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Numbers {
     let total = ledger.lane(LaneId::TOTAL);
     let held = ledger.total_of(State::Held);
     Numbers {
@@ -157,7 +167,20 @@ fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> 
     }
 }
 
-fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> Option<Warmup> {
+fn status_line(numbers: &Numbers) -> String {
+    let held = format!("{} held", numbers.today.held);
+    match &numbers.warmup {
+        None => format!("no day yet, {held}"),
+        Some(Warmup { day: Some(day), limit: Some(limit), used, .. }) => {
+            format!("day {day}, {used}/{limit} used, {held}")
+        }
+        Some(Warmup { day: Some(day), used, .. }) => format!("day {day}, {used} used, no limit, {held}"),
+        Some(Warmup { state: DayState::Unlimited, used, .. }) => format!("no ramp, {used} used, {held}"),
+        Some(Warmup { used, .. }) => format!("not started, {used} used, {held}"),
+    }
+}
+
+fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Option<Warmup> {
     let (span, lane) = (ledger.span()?, ledger.lane(LaneId::TOTAL)?);
     let view = gate.view_of_total(ledger, StreamId::DEFAULT, now)?;
     let state = gate.state(lane);
@@ -180,7 +203,7 @@ fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> O
             .filter(|at| *at < span.ends),
         pace_per_hour: view.pace.filter(|_| limit != Some(0)).map(|pace| pace.hour_cap()),
         day_ends: span.ends,
-        zone,
+        zone: zone.to_owned(),
     })
 }
 
@@ -236,6 +259,6 @@ impl Backend for RelayBackend {
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {
-        if self.stopping.is_cancelled() { Vec::new() } else { self.listeners.clone() }
+        if self.stopping.is_cancelled() { Vec::new() } else { self.listeners.load().to_vec() }
     }
 }

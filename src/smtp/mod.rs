@@ -36,7 +36,7 @@ use crate::reply::Reply;
 pub use auth::{AuthVerdict, Authenticator, Login};
 pub use counts::ConnectionCounts;
 pub use replies::Replies;
-pub use server::{Door, ListenerSettings, Server};
+pub use server::{Door, ListenerSettings, Server, Terms};
 pub use settings::{AuthPolicy, SessionSettings, Timeouts, TlsMode};
 pub use tls::{CertificateError, ServerTls};
 

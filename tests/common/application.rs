@@ -51,6 +51,25 @@ impl Application {
         }
     }
 
+    /// Reads one reply, whatever it is; its lines without their ends.
+    pub fn lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            while line.last() != Some(&b'\n') {
+                let mut octet = [0];
+                self.0.read_exact(&mut octet).expect("a reply");
+                line.push(octet[0]);
+            }
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            let is_last = text.as_bytes().get(3) != Some(&b'-');
+            lines.push(text);
+            if is_last {
+                return lines;
+            }
+        }
+    }
+
     /// An envelope and a body, dots doubled, up to and with the final dot.
     pub fn offer(&mut self, from: &str, recipients: &[&str], body: &[u8]) {
         let eight_bit = if body.is_ascii() { "" } else { " BODY=8BITMIME" };
