@@ -44,6 +44,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod delivery;
+pub mod dns;
 pub mod log;
 pub mod message;
 pub mod metrics;

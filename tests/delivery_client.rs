@@ -32,6 +32,7 @@ fn target_at(address: SocketAddr) -> Target {
         credentials: None,
         tls: TlsPolicy { level: TlsLevel::Off, implicit: false, connectors: connectors(None) },
         timeouts: Timeouts { connect: PATIENCE, command: PATIENCE, data: PATIENCE },
+        resolver: mailramp::dns::resolver(&[], PATIENCE),
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod by_hand;
 pub mod config;
 pub mod demo;
+pub mod plan;
 pub mod queue;
 pub mod run;
 pub mod status;
@@ -67,6 +68,8 @@ pub struct Cli {
 pub enum Command {
     /// The main job on embedded defaults: a 15-day ramp in minutes, nothing leaves the machine
     Demo(demo::Options),
+    /// How a ramp would go: days to the target, mail by either server
+    Plan(plan::Options),
     /// The relay
     Run(run::Options),
     /// How far the ramp is, on one screen
@@ -133,6 +136,7 @@ pub fn run(
     let mut context = Context { config: cli.config, data_dir_of, paint, terminal, out };
     let outcome = match &cli.command {
         Command::Demo(options) => demo::run(options, &mut context),
+        Command::Plan(options) => plan::run(options, &mut context),
         Command::Run(options) => run::run(options, &mut context),
         Command::Config(options) => config::command(options, &mut context),
         Command::Status(options) => status::run(options, &mut context),

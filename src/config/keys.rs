@@ -79,6 +79,7 @@ const SECTIONS: &[(&str, &[Key])] = &[
     ),
     ("new", UPSTREAM),
     ("legacy", UPSTREAM),
+    ("legacy", &[key::<Count>("max_per_minute", "0")]),
     (
         "warmup",
         &[
@@ -97,6 +98,7 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<Share>("pace.burst", r#""2%""#),
             key::<OverflowPolicy>("overflow.policy", r#""hold-then-legacy""#),
             key::<Span>("overflow.max_wait", r#""15m""#),
+            key::<OptionalPath>("curves_file", r#""""#),
         ],
     ),
     (
@@ -107,8 +109,12 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<Share>("jitter", r#""10%""#),
             key::<Size>("disk.max", r#""20GB""#),
             key::<Size>("disk.min_free", r#""500MB""#),
+            key::<List<FallbackOn>>("fallback_on", r#"["connect", "tls", "auth", "reputation"]"#),
+            key::<Count>("dsn.per_sender_per_hour", "60"),
+            key::<DelayNotice>("dsn.delay_notice", r#""off""#),
         ],
     ),
+    ("dns", &[key::<List<DnsServer>>("servers", "[]"), key::<Span>("timeout", r#""5s""#)]),
 ];
 
 const UPSTREAM: &[Key] = &[
@@ -148,13 +154,8 @@ pub(super) const OPTIONAL_SECTIONS: [&str; 2] = ["legacy", "warmup"];
 const LATER: &[&str] = &[
     "http.token_file",
     "http.allowed_hosts",
-    "legacy.max_per_minute",
     "warmup.brake",
-    "warmup.curves_file",
     "warmup.signals_file",
-    "queue.fallback_on",
-    "queue.dsn",
-    "dns",
     "preflight",
     "streams",
     "listeners.stream",
@@ -210,14 +211,17 @@ pub(super) fn suggestion(table: &str, name: &str) -> Option<String> {
     let same_table = || all().iter().filter_map(|(path, _)| inside(path, table));
     let listener = || LISTENER.iter().map(|key| key.path).filter(|_| table.starts_with("listeners"));
     let top = ["listeners"].into_iter().filter(|_| table.is_empty());
-    let close = same_table().chain(listener()).chain(top).map(|known| (distance(known, name), known)).min();
-    if let Some((distance, known)) = close
-        && distance <= (name.chars().count() / 3).clamp(1, 2)
-    {
+    if let Some(known) = nearest(name, same_table().chain(listener()).chain(top)) {
         return Some(known.to_owned());
     }
     let elsewhere = all().iter().map(|(path, _)| path).find(|path| path.rsplit('.').next() == Some(name));
     elsewhere.cloned()
+}
+
+/// The one of `known` that `name` may have been meant to be.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, known) = known.map(|known| (distance(known, name), known)).min()?;
+    (distance <= (name.chars().count() / 3).clamp(1, 2)).then_some(known)
 }
 
 /// The next name of `path` after `table`.
@@ -271,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_key_for_later_is_known_with_all_below_it() {
-        assert!(is_later("dns") && is_later("dns.servers") && is_later("streams[0].name"));
-        assert!(!is_later("dnsx") && !is_later("smtp.hostname"));
+        assert!(is_later("preflight") && is_later("preflight.lists") && is_later("streams[0].name"));
+        assert!(!is_later("preflightx") && !is_later("smtp.hostname"));
     }
 }

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::choices::*;
 use super::values::{self, *};
+use crate::policy::Curve;
 
 /// Everything the relay is told at start.
 #[derive(Clone, Debug)]
@@ -34,6 +35,7 @@ pub struct Settings {
     /// `None`: nothing is limited.
     pub warmup: Option<Warmup>,
     pub queue: QueueSettings,
+    pub dns: Dns,
 }
 
 impl Settings {
@@ -204,6 +206,8 @@ pub struct Upstream {
     /// Messages sent over one connection before it is closed.
     pub messages_per_connection: u64,
     pub timeouts: UpstreamTimeouts,
+    /// Recipients in any 60 seconds; `None`: no cap. Only ever set for the legacy server.
+    pub max_per_minute: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -262,6 +266,12 @@ pub struct Warmup {
     pub providers: Providers,
     pub pace: Pace,
     pub overflow: Overflow,
+    /// Where named curves are looked up; `None`: those of the program.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub curves_file: Option<PathBuf>,
+    /// What `curve` and its numbers come to; filled in when the curves were read.
+    #[serde(skip)]
+    pub shape: Curve,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -334,6 +344,34 @@ pub struct QueueSettings {
     #[serde(deserialize_with = "de::<Share, _>")]
     pub jitter: f64,
     pub disk: Disk,
+    /// Failures of the new server after which the legacy server may take the mail.
+    #[serde(deserialize_with = "de::<List<FallbackOn>, _>")]
+    pub fallback_on: Vec<FallbackOn>,
+    pub dsn: Dsn,
+}
+
+/// Reports to senders.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dsn {
+    /// Reports to one sender in any hour; beyond it what failed is kept as a dead letter.
+    #[serde(deserialize_with = "de::<Count, _>")]
+    pub per_sender_per_hour: u64,
+    /// Age of mail at which its sender is told, once, that it is late; `None`: never.
+    #[serde(deserialize_with = "de::<DelayNotice, _>")]
+    pub delay_notice: Option<Duration>,
+}
+
+/// How next hops' names become addresses.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dns {
+    /// Asked instead of the system's; empty: the system's.
+    #[serde(deserialize_with = "de::<List<DnsServer>, _>")]
+    pub servers: Vec<SocketAddr>,
+    /// For one question, all tries together.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub timeout: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -26,6 +26,7 @@ pub(super) struct Tables {
     pub legacy: Option<UpstreamTable>,
     pub warmup: Option<Warmup>,
     pub queue: QueueSettings,
+    pub dns: Dns,
 }
 
 #[derive(Debug, Deserialize)]
@@ -44,6 +45,9 @@ pub(super) struct UpstreamTable {
     #[serde(deserialize_with = "de::<Count, _>")]
     pub messages_per_connection: u64,
     pub timeouts: UpstreamTimeouts,
+    /// Of `[legacy]` only.
+    #[serde(default, deserialize_with = "de::<Count, _>")]
+    pub max_per_minute: u64,
 }
 
 #[derive(Debug, Deserialize)]

@@ -18,6 +18,7 @@ use super::tables::{Tables, UpstreamTable};
 use super::values::Raw;
 use super::{Fault, Origin};
 use crate::message::Timestamp;
+use crate::policy::Curve;
 
 /// Collects what is wrong, and knows where each value stands.
 pub(super) struct Judge<'a> {
@@ -120,6 +121,8 @@ pub(super) fn tables(tables: &Tables, now: Timestamp, judge: &mut Judge<'_>) {
         None => judge.warnings.push(format!("{}  no [warmup]: nothing is limited", judge.name)),
     }
     queue(&tables.queue, &tables.smtp, judge);
+    judge.span("dns.timeout", tables.dns.timeout, Duration::from_millis(100), MINUTE);
+    judge.require(tables.dns.servers.len() <= DNS_SERVERS_MAX, &["dns.servers"], "must hold at most 8 servers");
 }
 
 fn smtp(smtp: &Smtp, judge: &mut Judge<'_>) {
@@ -239,6 +242,7 @@ fn upstream(section: &str, server: &UpstreamTable, tables: &Tables, judge: &mut 
     credentials(section, server, judge);
     judge.count(&key("connections"), server.connections, 1, 10_000);
     judge.count(&key("messages_per_connection"), server.messages_per_connection, 1, 1_000_000);
+    judge.range(&key("max_per_minute"), server.max_per_minute, 0, 1_000_000_000, |n| n.to_string());
     let UpstreamTimeouts { connect, command, data } = server.timeouts;
     for (name, span) in [("connect", connect), ("command", command), ("data", data)] {
         judge.span(&key(&format!("timeouts.{name}")), span, SECOND, HOUR);
@@ -327,6 +331,8 @@ fn curve(warmup: &Warmup, judge: &mut Judge<'_>) {
         } else if let Some(pair) = list.windows(2).find(|pair| pair[1] < pair[0]) {
             let must = format!("must never fall from one stage to the next; {} comes after {}", pair[1], pair[0]);
             judge.fault(&["warmup.custom"], &must);
+        } else if list.len() > Curve::STAGES_MAX {
+            judge.fault(&["warmup.custom"], &format!("must hold at most {} numbers", Curve::STAGES_MAX));
         }
     } else if !list.is_empty() {
         let must = format!("must be left out with curve \"{}\", or the curve be \"custom\"", warmup.curve.name());
@@ -334,14 +340,6 @@ fn curve(warmup: &Warmup, judge: &mut Judge<'_>) {
     }
     judge.count("warmup.first_day", warmup.first_day, 1, RECIPIENTS_MAX);
     judge.range("warmup.growth", warmup.growth, 1.0, 10.0, |n| n.to_string());
-    let last = match warmup.curve {
-        CurveName::Custom => list.last().copied().unwrap_or(0),
-        CurveName::Formula => warmup.first_day,
-        CurveName::Gentle | CurveName::Standard | CurveName::Fast => return,
-    };
-    if warmup.growth == 1.0 && last < warmup.target {
-        judge.warn("warmup.growth", "`warmup.growth` = 1.0: the curve stands still below the target and never ends");
-    }
 }
 
 fn pace(pace: &Pace, judge: &mut Judge<'_>) {
@@ -391,6 +389,12 @@ fn queue(queue: &QueueSettings, smtp: &Smtp, judge: &mut Judge<'_>) {
         &format!("must be at least `smtp.limits.message`, {}", written_size(message)),
     );
     judge.size("queue.disk.min_free", queue.disk.min_free, MIB, 1024 * GIB);
+    judge.count("queue.dsn.per_sender_per_hour", queue.dsn.per_sender_per_hour, 1, 1_000_000);
+    if let Some(late) = queue.dsn.delay_notice {
+        judge.span("queue.dsn.delay_notice", late, MINUTE, 60 * DAY);
+        let must = format!("must be less than `queue.max_age`, {}", written_span(queue.max_age));
+        judge.require(late < queue.max_age, &["queue.dsn.delay_notice", "queue.max_age"], &must);
+    }
 }
 
 fn percent(share: f64) -> String {
@@ -419,6 +423,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+const DNS_SERVERS_MAX: usize = 8;
 const RECIPIENTS_MAX: u64 = 1_000_000_000_000; // far beyond any sender, and exact as f64
 /// The hourly shares of a day together, at least: below 110 % a day that starts late could not be used.
 const USABLE_DAY: f64 = 1.1;

@@ -200,6 +200,16 @@ text_setting!(
     Rate -> u64, "a rate in quotes, a size and \"/s\", such as \"500B/s\"",
     |text| size(text.strip_suffix("/s")?)
 );
+text_setting!(
+    /// How old mail is when its sender hears that it is late; "off": never.
+    DelayNotice -> Option<Duration>, "\"off\", or a time in quotes with m, h or d, such as \"4h\"",
+    |text| if text == "off" { Some(None) } else { span(text).map(Some) }
+);
+text_setting!(
+    /// A server to ask for names; the port is 53 if left out.
+    DnsServer -> SocketAddr, "an IP address in quotes, with or without a port, such as \"192.0.2.53\" or \"192.0.2.53:5353\"",
+    |text| text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53)))
+);
 text_setting!(Hours -> super::Window, "two times of day in quotes, the first before the second, such as \"08:00-20:00\"", window);
 text_setting!(Zone -> TimeZone, "an IANA time zone in quotes, such as \"UTC\" or \"Europe/Berlin\"", |text| {
     TimeZone::get(text).ok()

@@ -12,8 +12,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::opening::{OpenError, Opened, Peer, Target, Timeouts};
-use super::outcome::{Cause, Fate, Fault, Next, Report, Stage, Tally};
+use super::outcome::{Cause, Fate, Fault, Report, Stage};
+use super::pool::Hops;
 use super::session::Session;
+use super::tally::{Next, Tally};
 use super::wire::{Capabilities, MailPassing, Stuffer, has_parameter, mail_command, rcpt_command};
 use crate::message::{Envelope, QueueId, Recipient};
 use crate::reply::{EnhancedCode, Reply};
@@ -56,9 +58,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Tries the target's hosts in order, and the addresses of each.
+    /// Tries the target's hosts in order, and the addresses of each, whatever became of them before.
     pub async fn open(target: &Target) -> Result<Connection, OpenError> {
-        let Opened { session, offered, peer } = super::opening::open(target).await?;
+        Connection::open_along(target, &Hops::default()).await
+    }
+
+    /// The same, as far as the breakers of `hops` allow it; they learn from what happens.
+    pub async fn open_along(target: &Target, hops: &Hops) -> Result<Connection, OpenError> {
+        let Opened { session, offered, peer } = super::opening::open(target, hops).await?;
         Ok(Connection {
             session,
             offered,

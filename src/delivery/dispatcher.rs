@@ -2,47 +2,40 @@
 //!
 //! One loop decides; one task per open connection sends. There is no task, timer or entry per queued message. A claim
 //! is only made for connections that stand ready, so tokens are not reserved for a next hop that cannot be reached.
-//! What is claimed is sent or given back: a claim that has become stale before MAIL goes back to the line.
+//! While the new server cannot be reached, its waiting mail goes to the legacy server by rule, and one probe at a time
+//! finds out when it is back. What a connection does with its claims is in [`super::sending`].
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::client::{Connection, Transaction};
+use super::cap::RecipientCap;
 use super::opening::Target;
-use super::outcome::{Cause, Report, Verdict};
 use super::pool::Pool;
 use super::schedule::Schedule;
-use super::settle::{Ended, SettleRules, said};
+use super::sending::read_header;
+use super::settle::SettleRules;
 use crate::clock::Clock;
-use crate::message::{Queue, QueueId, Route, StreamId, Timestamp};
-use crate::metrics::{AttemptResult, Category, DayOutcome, Label, Metrics, Provider, ReplyClass};
-use crate::reply::Reply;
+use crate::message::{Queue, QueueId, Reason, Route, StreamId, Timestamp};
+use crate::metrics::Metrics;
 use crate::spool::committer::{Outlet, SpoolHandle};
-use crate::spool::{BodySource, Chore, Claim, Claimed, Done, Fate, Settle, Slots, SpoolError, Touched};
+use crate::spool::{Chore, Claim, Claimed, Done, Fate, Slots, SpoolError, Touched};
 
 /// Items taken with one claim.
 const CLAIM_MOST: usize = 64;
 /// Items moved, expired or dropped in one transaction.
 const CHORE_MOST: usize = 256;
-/// A connection that had nothing to send for so long is closed.
-const IDLE: Duration = Duration::from_secs(30);
-/// A claim older than this, or of an earlier quarter-hour, is given back before MAIL. Real time: it is about connections
-/// that are slow, not about the ramp.
-const CLAIM_FRESH: Duration = Duration::from_secs(60);
-/// Bodies up to here are read into memory before they are sent.
-const IN_MEMORY_MAX: u64 = 1 << 20;
 /// After a spool error that passes (a full disk), before asking again.
 const SPOOL_PAUSE: Duration = Duration::from_secs(1);
+/// A line in which nothing may fall back is not searched again for so long.
+const FALLBACK_PAUSE: Duration = Duration::from_secs(1);
 /// The loop looks around at least this often: other processes may have made room on the disk.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
-/// Octets of a message that a report can quote from.
-const HEADER_READ: usize = super::dsn::HEADER_MAX_OCTETS;
 
 /// One route and its connections.
 pub struct RoutePlan {
@@ -52,6 +45,8 @@ pub struct RoutePlan {
     pub connections: usize,
     /// Transactions after which a connection is closed.
     pub messages_per_connection: u64,
+    /// Recipients in any 60 seconds; `None`: no cap.
+    pub max_per_minute: Option<u64>,
 }
 
 /// What the dispatcher is made of.
@@ -90,9 +85,10 @@ impl QueueIds {
     }
 }
 
-struct RouteState {
-    plan: RoutePlan,
-    pool: Pool,
+pub(super) struct RouteState {
+    pub(super) plan: RoutePlan,
+    pub(super) pool: Pool,
+    pub(super) cap: Option<Mutex<RecipientCap>>,
 }
 
 #[derive(Default)]
@@ -109,15 +105,17 @@ struct News {
 pub struct Dispatcher {
     new: RouteState,
     legacy: Option<RouteState>,
-    settle: SettleRules,
+    pub(super) settle: SettleRules,
     order: Vec<StreamId>,
     spool: OnceLock<SpoolHandle>,
-    clock: Arc<dyn Clock>,
-    ids: Arc<QueueIds>,
-    metrics: Arc<Metrics>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) ids: Arc<QueueIds>,
+    pub(super) metrics: Arc<Metrics>,
     news: Mutex<News>,
-    wake: Notify,
-    stopping: CancellationToken,
+    /// Lines in which nothing was found that may fall back, and until when that is taken for granted.
+    nothing_falls_back: Mutex<BTreeMap<Queue, Instant>>,
+    pub(super) wake: Notify,
+    pub(super) stopping: CancellationToken,
     /// The loop has ended: nothing is claimed any more.
     claims_over: CancellationToken,
     tasks: TaskTracker,
@@ -132,7 +130,11 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
         stopping: CancellationToken,
     ) -> Arc<Self> {
-        let route = |plan: RoutePlan| RouteState { pool: Pool::new(plan.connections), plan };
+        let route = |plan: RoutePlan| RouteState {
+            pool: Pool::new(plan.connections),
+            cap: plan.max_per_minute.map(|most| Mutex::new(RecipientCap::new(most))),
+            plan,
+        };
         Arc::new(Dispatcher {
             new: route(plan.new),
             legacy: plan.legacy.map(route),
@@ -143,6 +145,7 @@ impl Dispatcher {
             ids,
             metrics,
             news: Mutex::default(),
+            nothing_falls_back: Mutex::default(),
             wake: Notify::new(),
             stopping,
             claims_over: CancellationToken::new(),
@@ -157,6 +160,7 @@ impl Dispatcher {
 
     /// Looks at every line again at once, next hops that are down included.
     pub fn nudge(&self) {
+        lock(&self.nothing_falls_back).clear();
         for route in Route::ALL {
             if let Some(pool) = self.pool(route) {
                 pool.forget_failures();
@@ -212,13 +216,20 @@ impl Dispatcher {
                 claimed += self.serve(queue, streams, schedule).await?;
             }
             if claimed == 0 {
-                return Ok(());
+                break;
             }
         }
+        // Also when nothing waits: mail that comes then need not be the one that finds out.
+        for route in Route::ALL {
+            if self.pool(route).is_some_and(Pool::wants_probe) {
+                self.open_connections(route, 1);
+            }
+        }
+        Ok(())
     }
 
     async fn hear_news(self: &Arc<Self>, schedule: &mut Schedule) -> Result<(), SpoolError> {
-        let news = std::mem::take(&mut *self.news.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let news = std::mem::take(&mut *lock(&self.news));
         schedule.touched(news.touched, news.wake);
         for queue in news.refunded {
             schedule.refunded(queue);
@@ -261,10 +272,13 @@ impl Dispatcher {
         schedule: &mut Schedule,
     ) -> Result<usize, SpoolError> {
         let Some(route) = self.route(queue.route()) else { return Ok(0) };
+        if self.room_at(queue.route()).is_some() {
+            return Ok(0);
+        }
         let ready = route.pool.take_up_to(CLAIM_MOST);
         if ready == 0 {
             self.open_connections(queue.route(), 1);
-            return Ok(0);
+            return self.fall_back(queue, streams).await;
         }
         let claim = Claim { queue, streams, most_items: ready };
         let answer = match self.spool().claim(claim).await {
@@ -283,10 +297,53 @@ impl Dispatcher {
         Ok(answer.items)
     }
 
+    /// Gives waiting mail of a line to the legacy server while the new one cannot be reached, if a rule says so.
+    /// Returns the items moved. Nothing was said about them to anybody, and no token is reserved for them.
+    async fn fall_back(&self, queue: Queue, streams: Vec<StreamId>) -> Result<usize, SpoolError> {
+        let kind = self.pool(queue.route()).and_then(|pool| pool.health().kind);
+        let by_rule = kind.is_some_and(|kind| self.settle.fallback.allow(kind));
+        let paused = lock(&self.nothing_falls_back).get(&queue).is_some_and(|until| Instant::now() < *until);
+        if !by_rule || paused || !self.has_fallback(queue.route()) {
+            return Ok(0);
+        }
+        let undated = self.settle.undated_falls_back;
+        let answer = self.spool().chore(Chore::FallBack { queue, streams, undated, most_items: CHORE_MOST }).await?;
+        if answer.items == 0 {
+            lock(&self.nothing_falls_back).insert(queue, Instant::now() + FALLBACK_PAUSE);
+        } else {
+            let route = queue.route().name();
+            tracing::warn!(
+                event = "fallback.used",
+                route,
+                items = answer.items,
+                rcpts = answer.recipients,
+                reason = Reason::Fallback.name(),
+                "the legacy server takes what waits"
+            );
+        }
+        Ok(answer.items)
+    }
+
+    /// There is another route for mail that this one fails to take, and it is not down itself.
+    pub(super) fn has_fallback(&self, route: Route) -> bool {
+        route == Route::New && self.legacy.as_ref().is_some_and(|legacy| legacy.pool.health().up)
+    }
+
+    /// When the route may begin another recipient; `None`: now.
+    fn room_at(&self, route: Route) -> Option<Timestamp> {
+        lock(self.route(route)?.cap.as_ref()?).next_room(self.clock.now())
+    }
+
     fn sleep_until(&self, schedule: &Schedule) -> Duration {
-        // A line that is due and waits for a connection is woken by it, or by the time of the next probe.
-        let served = |queue: Queue| self.pool(queue.route()).is_some_and(|pool| pool.ready() > 0);
-        let by_clock = schedule.wake_at(self.clock.now(), served).map(|at| self.clock.real_time_until(at));
+        let now = self.clock.now();
+        let full = Route::ALL.map(|route| self.room_at(route));
+        // A line that is due and waits for a connection is woken by it, or by the time of the next probe; one that
+        // waits for the cap of the minute by that.
+        let served = |queue: Queue| {
+            full[queue.route() as usize].is_none() && self.pool(queue.route()).is_some_and(|pool| pool.ready() > 0)
+        };
+        let by_line = schedule.wake_at(now, served);
+        let by_clock = full.into_iter().flatten().chain(by_line).min().map(|at| self.clock.real_time_until(at));
         let by_probe = Route::ALL.into_iter().filter_map(|r| self.pool(r)?.probe_in()).min();
         [by_clock, by_probe]
             .into_iter()
@@ -306,125 +363,6 @@ impl Dispatcher {
         }
     }
 
-    /// The life of one connection.
-    async fn connection(self: Arc<Self>, route: Route) {
-        let state = self.route(route).expect("only configured routes open connections");
-        let opened = tokio::select! {
-            opened = Connection::open(&state.plan.target) => opened,
-            () = self.stopping.cancelled() => return state.pool.not_opened(),
-        };
-        match opened {
-            Ok(connection) => {
-                if state.pool.reached() {
-                    tracing::warn!(event = "upstream.up", route = route.name());
-                }
-                self.work(route, state, connection).await;
-                state.pool.closed();
-            }
-            Err(error) => {
-                let text = error.to_string();
-                if state.pool.not_reached(crate::log::printable(&text)) {
-                    tracing::error!(event = "upstream.down", route = route.name(), reason = %text);
-                }
-                self.count_reply(route, &error.cause);
-                state.pool.not_opened();
-            }
-        }
-        self.wake.notify_one();
-    }
-
-    async fn work(&self, route: Route, state: &RouteState, mut connection: Connection) {
-        while let Some(claimed) = self.next_work(state).await {
-            self.send(route, &mut connection, claimed).await;
-            if !connection.is_usable() || connection.messages() >= state.plan.messages_per_connection {
-                break;
-            }
-        }
-        connection.quit().await;
-    }
-
-    /// Stands ready until there is something to send; `None`: time to close.
-    async fn next_work(&self, state: &RouteState) -> Option<Claimed> {
-        let (seat, mut work) = state.pool.sit();
-        // Work may have been waiting for just this.
-        self.wake.notify_one();
-        let mut patience = IDLE;
-        loop {
-            tokio::select! {
-                biased;
-                claimed = &mut work => return claimed.ok(),
-                () = tokio::time::sleep(patience) => {}
-                () = self.stopping.cancelled() => {}
-            }
-            if state.pool.leave(seat) {
-                return None;
-            }
-            // Taken at this very moment: what it was taken for comes, or it is given back.
-            patience = Duration::from_millis(50);
-            if self.stopping.is_cancelled() {
-                match tokio::time::timeout(patience, &mut work).await {
-                    Ok(claimed) => return claimed.ok(),
-                    Err(_) => continue,
-                }
-            }
-        }
-    }
-
-    async fn send(&self, route: Route, connection: &mut Connection, claimed: Claimed) {
-        let began = Instant::now();
-        if self.is_stale(&claimed) {
-            let fates = vec![Fate::Untouched; claimed.item.envelope.recipients.len()];
-            return self.give_back(claimed, fates).await;
-        }
-        let Claimed { item, body, crc, .. } = claimed;
-        let body = match load(body, crc).await {
-            Ok(body) => body,
-            Err(error) => {
-                self.metrics.spool_errors.inc();
-                tracing::error!(event = "spool.damaged", id = %item.message, reason = %error, "put aside, not sent");
-                let fates = vec![Fate::Damaged; item.envelope.recipients.len()];
-                let expires = item.expires.unwrap_or(Timestamp::NEVER);
-                let settle = Settle { item, fates, reply: error.to_string(), expires, report: None };
-                return drop(self.spool().settle(settle).await);
-            }
-        };
-        let transaction = Transaction { id: item.message, envelope: item.envelope.clone(), body };
-        let report = connection.transact(&transaction).await;
-        let took = began.elapsed();
-        let remote = connection.peer().host.clone();
-        self.tell(route, &transaction, &report, took, &remote, item.attempts + 1);
-        if let (Some((_, Cause::Reply(reply))), Some(pool)) = (&report.ended_by, self.pool(route))
-            && reply.code == 421
-        {
-            // Those it said nothing about are due at once; they must not come back at once.
-            pool.pause();
-        }
-        let now = self.clock.now();
-        let rejected = report.verdicts.iter().any(|v| matches!(v, Verdict::Rejected { .. } | Verdict::Deferred { .. }));
-        let header = if rejected { read_header(transaction.body).await } else { Bytes::new() };
-        let delivered = report.verdicts.iter().filter(|v| matches!(v, Verdict::Delivered { .. })).count();
-        if delivered > 0 {
-            self.metrics.routed_recipients.of(item.stream).of(route).of(item.reason).inc_by(delivered as u64);
-            self.metrics.queue_wait_seconds.of(route).observe(now.since(item.accepted).as_secs_f64());
-        }
-        let ended = Ended { item, verdicts: &report.verdicts, remote: Some(&remote), header: &header };
-        let settle = self.settle.settle(ended, now, &mut fastrand::Rng::new(), self.ids.next(now));
-        let _ = self.spool().settle(settle).await;
-    }
-
-    /// The reservation belongs to an earlier quarter-hour, or is old: the final dot would come too late for it.
-    fn is_stale(&self, claimed: &Claimed) -> bool {
-        claimed.item.reservation.is_some_and(|reservation| {
-            self.clock.now().slot() > reservation.slot || self.clock.real_time_since(claimed.at) >= CLAIM_FRESH
-        })
-    }
-
-    async fn give_back(&self, claimed: Claimed, fates: Vec<Fate>) {
-        let item = claimed.item;
-        let (reply, expires) = (item.last_reply.clone(), item.expires.unwrap_or(Timestamp::NEVER));
-        let _ = self.spool().settle(Settle { item, fates, reply, expires, report: None }).await;
-    }
-
     async fn expire(&self, claimed: Claimed) -> Result<(), SpoolError> {
         let now = self.clock.now();
         let item = claimed.item;
@@ -437,143 +375,31 @@ impl Dispatcher {
         self.spool().settle(self.settle.expire(item, &header, now, self.ids.next(now))).await
     }
 
-    fn tell(
-        &self,
-        route: Route,
-        transaction: &Transaction,
-        report: &Report,
-        took: Duration,
-        remote: &str,
-        attempt: u32,
-    ) {
-        self.metrics.delivery_duration_seconds.of(route).observe(took.as_secs_f64());
-        let attempts = self.metrics.delivery_attempts.of(route).of(Provider::All);
-        let mut said_before: Option<(&'static str, String)> = None;
-        for verdict in &report.verdicts {
-            let result = match verdict {
-                Verdict::Delivered { reply } => {
-                    self.count_reply(route, &Cause::Reply(reply.clone()));
-                    AttemptResult::Delivered
-                }
-                Verdict::Deferred { cause, .. } => {
-                    self.count_reply(route, cause);
-                    AttemptResult::Deferred
-                }
-                Verdict::Rejected { reply, .. } => {
-                    self.count_reply(route, &Cause::Reply(reply.clone()));
-                    AttemptResult::Rejected
-                }
-                Verdict::Unknown { fault } => {
-                    self.count_reply(route, &Cause::Fault(fault.clone()));
-                    AttemptResult::Unknown
-                }
-                Verdict::Untouched => continue,
-            };
-            attempts.of(result).inc();
-            // One line for each different answer, with the number of recipients that got it.
-            let text = match verdict {
-                Verdict::Delivered { reply } => reply.to_string(),
-                other => said(other).unwrap_or_default(),
-            };
-            let this = (verdict.name(), text);
-            if said_before.as_ref() == Some(&this) {
-                continue;
-            }
-            let rcpts = report.verdicts.iter().filter(|v| v.name() == verdict.name()).count();
-            tracing::info!(
-                event = "delivery.result",
-                id = %transaction.id,
-                route = route.name(),
-                result = this.0,
-                rcpts,
-                attempt,
-                upstream = remote,
-                latency_ms = took.as_millis() as u64,
-                reason = this.1,
-            );
-            said_before = Some(this);
-        }
-        if report.verdicts.iter().any(|v| matches!(v, Verdict::Unknown { .. })) {
-            tracing::warn!(event = "delivery.maybe", id = %transaction.id, route = route.name(),
-                "no answer to the final dot: maybe-delivered, it keeps its route");
-        }
-    }
-
-    fn count_reply(&self, route: Route, cause: &Cause) {
-        let (class, category) = match cause {
-            Cause::Fault(_) => (ReplyClass::Missing, Category::Network),
-            Cause::Reply(reply) => (class_of(reply), category_of(reply)),
-        };
-        self.metrics.upstream_replies.of(route).of(class).of(category).inc();
-    }
-
-    fn route(&self, route: Route) -> Option<&RouteState> {
+    pub(super) fn route(&self, route: Route) -> Option<&RouteState> {
         match route {
             Route::New => Some(&self.new),
             Route::Legacy => self.legacy.as_ref(),
         }
     }
 
-    fn spool(&self) -> &SpoolHandle {
+    pub(super) fn spool(&self) -> &SpoolHandle {
         self.spool.get().expect("set before the first connection")
     }
 
     fn tell_news(&self, change: impl FnOnce(&mut News)) {
-        change(&mut self.news.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        change(&mut lock(&self.news));
         self.wake.notify_one();
     }
 }
 
-fn class_of(reply: &Reply) -> ReplyClass {
-    match reply.code {
-        200..400 => ReplyClass::Positive,
-        400..500 => ReplyClass::Transient,
-        _ => ReplyClass::Permanent,
-    }
-}
-
-/// What a reply is about, by its code alone; the signal rules will know better.
-fn category_of(reply: &Reply) -> Category {
-    match (reply.code, reply.enhanced.map(|e| e.1)) {
-        (200..400, _) => Category::Ok,
-        (530 | 534 | 535 | 538 | 454, _) => Category::Auth,
-        (_, Some(1 | 2)) => Category::Recipient,
-        (_, Some(6)) => Category::Content,
-        (_, Some(4)) => Category::Network,
-        _ => Category::Other,
-    }
-}
-
-/// Small bodies are read and checked before anything is sent; large ones are checked, then streamed.
-async fn load(body: BodySource, crc: u32) -> std::io::Result<BodySource> {
-    let check = move |body: &BodySource| match body.crc() {
-        Ok(found) if found == crc => Ok(()),
-        Ok(_) => Err(std::io::Error::other("the stored octets do not match their checksum")),
-        Err(error) => Err(error),
-    };
-    match body {
-        BodySource::Memory(_) => check(&body).map(|()| body),
-        BodySource::File { .. } => {
-            let work = move || {
-                let body = match body.size() {
-                    size if size <= IN_MEMORY_MAX => BodySource::Memory(body.read_at(0, size as usize)?),
-                    _ => body,
-                };
-                check(&body).map(|()| body)
-            };
-            tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
-        }
-    }
-}
-
-async fn read_header(body: BodySource) -> Bytes {
-    let work = move || body.read_at(0, HEADER_READ).unwrap_or_default();
-    tokio::task::spawn_blocking(work).await.unwrap_or_default()
+/// Nothing that holds one of these locks can leave its data half changed.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Slots for Dispatcher {
     fn take(&self, route: Route) -> bool {
-        !self.stopping.is_cancelled() && self.pool(route).is_some_and(Pool::take)
+        !self.stopping.is_cancelled() && self.room_at(route).is_none() && self.pool(route).is_some_and(Pool::take)
     }
 
     fn give_back(&self, route: Route, count: usize) {
@@ -614,23 +440,6 @@ impl Outlet for Dispatcher {
     }
 
     fn committed(&self, done: &Done, took: Duration) {
-        self.metrics.spool_sync_duration_seconds.observe(took.as_secs_f64());
-        self.metrics.warmup_overrun_recipients.inc_by(done.overrun_recipients);
-        for id in &done.quarantined {
-            self.metrics.spool_errors.inc();
-            tracing::error!(event = "spool.damaged", id = %id, "unreadable envelope: put aside, not sent");
-        }
-        for (before, after) in &done.days {
-            let outcome = match before {
-                Some(before) if after.stage > before.stage => DayOutcome::Advanced,
-                Some(before) if after.stage < before.stage => DayOutcome::SteppedBack,
-                Some(before) if before.limit == Some(0) || before.limit.is_none() => DayOutcome::Skipped,
-                Some(_) => DayOutcome::Repeated,
-                None => DayOutcome::Skipped,
-            };
-            self.metrics.warmup_day_boundaries.of(outcome).inc();
-            let limit = after.limit.map_or("none".into(), |limit| limit.to_string());
-            tracing::info!(event = "warmup.day", day = after.stage + 1, limit, result = outcome.text());
-        }
+        super::account::of_commit(&self.metrics, done, took);
     }
 }

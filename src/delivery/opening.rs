@@ -3,19 +3,23 @@
 //! `mail-send` makes the TCP connection, the TLS handshake and the login. Greeting, EHLO and STARTTLS are ours: it
 //! drops octets behind a reply, and behind the 220 to STARTTLS those are an attack. Nothing that goes wrong here is
 //! permanent for a message; a password is said only inside verified TLS, or to a loopback address.
+//!
+//! The hosts of a route are tried in order, and of each host its addresses; those whose breaker is open are passed over.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mail_send::SmtpClient;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::lookup_host;
-use tokio::time::timeout;
 
+use super::breaker::Hop;
 use super::outcome::{Cause, Fault, Stage, Verdict, judge_opening};
+use super::pool::Hops;
 use super::session::{Session, Stream, connect_fault};
 use super::tls::{TlsLevel, TlsPolicy};
 use super::wire::Capabilities;
+use crate::dns::Resolver;
 use crate::message::Route;
 
 /// Addresses of one host that are tried.
@@ -39,7 +43,7 @@ pub struct Credentials {
 /// Bounds on waiting. Each covers one whole step, however slowly octets trickle in.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// Resolving a name; connecting to one address.
+    /// Connecting to one address.
     pub connect: Duration,
     /// Greeting, TLS handshake, login step, one command and its reply.
     pub command: Duration,
@@ -60,6 +64,8 @@ pub struct Target {
     pub credentials: Option<Credentials>,
     pub tls: TlsPolicy,
     pub timeouts: Timeouts,
+    /// Turns the names of the hosts into addresses; has a bound of its own on waiting.
+    pub resolver: Arc<dyn Resolver>,
 }
 
 /// No connection came about with any host; this is what the last one tried gave.
@@ -70,6 +76,8 @@ pub struct OpenError {
     pub address: Option<SocketAddr>,
     pub stage: Stage,
     pub cause: Cause,
+    /// No server of the route may be tried again sooner.
+    pub retry_in: Duration,
 }
 
 impl OpenError {
@@ -95,51 +103,100 @@ pub(super) struct Opened {
     pub peer: Peer,
 }
 
-/// Tries the target's hosts in order, and the addresses of each. A refused login ends the search: the next host would
-/// count it as another failure of the same account.
-pub(super) async fn open(target: &Target) -> Result<Opened, OpenError> {
-    let mut last = None;
+/// Tries the target's hosts in order, and the addresses of each, as far as their breakers let it. A refused login ends
+/// the search: the next host would count it as another failure of the same account.
+pub(super) async fn open(target: &Target, hops: &Hops) -> Result<Opened, OpenError> {
+    let mut search = Search { target, hops, tried: Vec::new(), last: None };
     for host in &target.hosts {
-        match open_host(target, host).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => {
-                log_failure(target.route, &error);
-                let stop = is_refused_login(error.stage, &error.cause);
-                last = Some(error);
-                if stop {
-                    break;
-                }
+        for address in search.addresses(host).await {
+            match search.open(host, address).await {
+                Some(opened) => return Ok(opened),
+                None if search.login_was_refused() => return Err(search.failure()),
+                None => {}
             }
         }
     }
-    Err(last.unwrap_or_else(|| OpenError {
-        host: String::new(),
-        address: None,
-        stage: Stage::Connect,
-        cause: Cause::Fault(Fault::Unresolved("no host configured".into())),
-    }))
+    Err(search.failure())
 }
 
-async fn open_host(target: &Target, host: &Host) -> Result<Opened, OpenError> {
-    let failed = |address, (stage, cause)| OpenError { host: host.name.clone(), address, stage, cause };
-    let unresolved = |why: String| failed(None, (Stage::Connect, Cause::Fault(Fault::Unresolved(why))));
-    let found = match timeout(target.timeouts.connect, lookup_host((host.name.as_str(), host.port))).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(e)) => return Err(unresolved(e.to_string())),
-        Err(_) => return Err(unresolved("timed out".into())),
-    };
-    let fits = |address: &SocketAddr| target.source_ip.is_none_or(|ip| ip.is_ipv4() == address.is_ipv4());
-    let mut last = unresolved("no address of the kind we send from".into());
-    for address in found.filter(fits).take(ADDRESSES_MAX) {
-        match open_address(target, host, address).await {
-            Ok(connection) => return Ok(connection),
-            Err(why) => last = failed(Some(address), why),
-        }
-        if is_refused_login(last.stage, &last.cause) {
-            break;
+/// One look for a server that takes us.
+struct Search<'a> {
+    target: &'a Target,
+    hops: &'a Hops,
+    /// Whom it has come by, asked or not.
+    tried: Vec<Hop>,
+    last: Option<OpenError>,
+}
+
+impl Search<'_> {
+    /// The addresses of a host that we can send from; none when it has none, or had none a moment ago.
+    async fn addresses(&mut self, host: &Host) -> Vec<SocketAddr> {
+        let hop = Hop::Name(host.name.clone());
+        let Some(attempt) = self.hops.attempt(&hop) else {
+            self.tried.push(hop);
+            return Vec::new();
+        };
+        let found = self.target.resolver.addresses(&host.name).await;
+        let kind = self.target.source_ip;
+        let fits = |ip: &IpAddr| kind.is_none_or(|source| source.is_ipv4() == ip.is_ipv4());
+        let why = match found {
+            Ok(found) => {
+                let with_port = |ip| SocketAddr::new(ip, host.port);
+                let usable: Vec<_> = found.into_iter().filter(fits).take(ADDRESSES_MAX).map(with_port).collect();
+                if !usable.is_empty() {
+                    attempt.resolved();
+                    return usable;
+                }
+                "no address of the kind we send from".to_owned()
+            }
+            Err(error) => error.to_string(),
+        };
+        attempt.failed();
+        self.tried.push(hop);
+        self.note(host, None, Stage::Connect, Cause::Fault(Fault::Unresolved(why)));
+        Vec::new()
+    }
+
+    async fn open(&mut self, host: &Host, address: SocketAddr) -> Option<Opened> {
+        let hop = Hop::Address(address);
+        let attempt = self.hops.attempt(&hop);
+        self.tried.push(hop);
+        let attempt = attempt?;
+        match open_address(self.target, host, address).await {
+            Ok(opened) => {
+                attempt.opened();
+                Some(opened)
+            }
+            Err((stage, cause)) => {
+                attempt.failed();
+                self.note(host, Some(address), stage, cause);
+                None
+            }
         }
     }
-    Err(last)
+
+    fn note(&mut self, host: &Host, address: Option<SocketAddr>, stage: Stage, cause: Cause) {
+        let error = OpenError { host: host.name.clone(), address, stage, cause, retry_in: Duration::ZERO };
+        log_failure(self.target.route, &error);
+        self.last = Some(error);
+    }
+
+    fn login_was_refused(&self) -> bool {
+        let refused = |e: &OpenError| e.stage == Stage::Auth && e.cause.reply().is_some_and(|r| r.is_permanent());
+        self.last.as_ref().is_some_and(refused)
+    }
+
+    fn failure(self) -> OpenError {
+        let resting = || OpenError {
+            host: self.target.hosts.first().map(|host| host.name.clone()).unwrap_or_default(),
+            address: None,
+            stage: Stage::Connect,
+            cause: Cause::Fault(Fault::Resting),
+            retry_in: Duration::ZERO,
+        };
+        let retry_in = self.tried.iter().map(|hop| self.hops.wait(hop)).min().unwrap_or_default();
+        OpenError { retry_in, ..self.last.unwrap_or_else(resting) }
+    }
 }
 
 async fn open_address(target: &Target, host: &Host, address: SocketAddr) -> Result<Opened, (Stage, Cause)> {
@@ -192,10 +249,6 @@ async fn open_session(
     }
     let peer = Peer { route: target.route, host: host.name.clone(), address, tls };
     Ok(Opened { session, offered, peer })
-}
-
-fn is_refused_login(stage: Stage, cause: &Cause) -> bool {
-    stage == Stage::Auth && cause.reply().is_some_and(|reply| reply.is_permanent())
 }
 
 /// A password goes only where nobody between can read it, and nobody else can have answered.

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use super::dsn::{self, FailedRecipient, ReportRequest};
+use super::fallback::FallbackRules;
 use super::outcome::{Cause, Verdict};
-use crate::message::{LaneId, QueueId, Recipient, Route, StreamId, Timestamp};
+use crate::message::{LaneId, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
 use crate::policy::RetrySchedule;
 use crate::reply::{EnhancedCode, Reply};
 use crate::spool::body::NewBody;
@@ -33,6 +34,11 @@ pub struct SettleRules {
     pub hostname: String,
     /// The route our own reports take.
     pub reports_by: Route,
+    /// Failures of the new server after which the legacy server takes the mail at once.
+    pub fallback: FallbackRules,
+    /// Also mail without a deadline, which is all mail where there is no ramp; where there is one, it is mail that is
+    /// to wait for the new server however long.
+    pub undated_falls_back: bool,
 }
 
 /// An attempt, or the end of a life, that is to be written down.
@@ -45,15 +51,28 @@ pub struct Ended<'a> {
     pub remote: Option<&'a str>,
     /// The first octets of the message, for the report; may be empty.
     pub header: &'a [u8],
+    /// There is another route, and it is not down.
+    pub fallback: bool,
 }
 
 impl SettleRules {
+    /// Without a fallback.
+    pub fn new(retry: RetrySchedule, max_age: Duration, hostname: String, reports_by: Route) -> Self {
+        let fallback = FallbackRules::default();
+        SettleRules { retry, max_age, hostname, reports_by, fallback, undated_falls_back: false }
+    }
+
     /// What the spool writes after an attempt.
     pub fn settle(&self, ended: Ended<'_>, now: Timestamp, random: &mut fastrand::Rng, fresh: QueueId) -> Settle {
         let item = ended.item;
         let expires = item.expires.unwrap_or(now.after(self.max_age));
         // Together they stay one item: the same moment for all that wait.
         let due = now.after(self.retry.delay(item.attempts + 1, random)).min(expires);
+        // What may have left by this route, or was sent here by an operator, stays on it.
+        let falls_back = ended.fallback
+            && !item.maybe
+            && item.reason != Reason::Manual
+            && (item.deadline.is_some() || self.undated_falls_back);
         let mut failed = Vec::new();
         let mut fates = Vec::with_capacity(ended.verdicts.len());
         for (recipient, verdict) in item.envelope.recipients.iter().zip(ended.verdicts) {
@@ -61,6 +80,9 @@ impl SettleRules {
                 Verdict::Delivered { .. } => Fate::Relayed,
                 Verdict::Untouched => Fate::Untouched,
                 Verdict::Unknown { .. } => Fate::Unknown { due },
+                verdict if falls_back && now < expires && self.fallback.apply_to(verdict) => {
+                    Fate::Rerouted { reason: Reason::Fallback }
+                }
                 Verdict::Deferred { .. } if now < expires => Fate::Deferred { due },
                 Verdict::Deferred { cause, .. } => {
                     failed.push((recipient, EXPIRED, cause.reply().cloned()));
@@ -164,19 +186,15 @@ pub fn said(verdict: &Verdict) -> Option<String> {
 mod tests {
     use super::*;
     use crate::delivery::outcome::{Fault, Stage};
-    use crate::message::{Envelope, Queue, Reason};
+    use crate::message::{Envelope, Queue};
     use crate::spool::{BodyId, ItemId, State};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
     const FRESH: QueueId = QueueId(99);
 
     fn rules() -> SettleRules {
-        SettleRules {
-            retry: RetrySchedule::new(vec![Duration::from_secs(60), Duration::from_secs(300)], 0.0).unwrap(),
-            max_age: Duration::from_secs(3600),
-            hostname: "relay.example".into(),
-            reports_by: Route::Legacy,
-        }
+        let retry = RetrySchedule::new(vec![Duration::from_secs(60), Duration::from_secs(300)], 0.0).unwrap();
+        SettleRules::new(retry, Duration::from_secs(3600), "relay.example".into(), Route::Legacy)
     }
 
     fn item(sender: &'static str, recipients: usize) -> Item {
@@ -208,7 +226,8 @@ mod tests {
     }
 
     fn settle(item: Item, verdicts: &[Verdict], now: Timestamp) -> Settle {
-        let ended = Ended { item, verdicts, remote: Some("mx.example"), header: b"Subject: x\r\n\r\n" };
+        let header = b"Subject: x\r\n\r\n";
+        let ended = Ended { item, verdicts, remote: Some("mx.example"), header, fallback: false };
         rules().settle(ended, now, &mut fastrand::Rng::with_seed(1), FRESH)
     }
 

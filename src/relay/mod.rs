@@ -23,14 +23,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::clock::{Clock, MonotoneClock};
-use crate::config::{self, CurveName, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
+use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
+use crate::delivery::fallback::FallbackRules;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
 use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
+use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId};
 use crate::metrics::{Build, Metrics};
-use crate::policy::{self, Calendar, Curve, Overflow, RetrySchedule, Rules, StreamRules};
+use crate::policy::{self, Calendar, Overflow, RetrySchedule, Rules, StreamRules};
 use crate::smtp::{Door, ListenerSettings, Server};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer};
@@ -359,13 +361,6 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let Some(warmup) = &settings.warmup else {
         return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]));
     };
-    let curve = match warmup.curve {
-        CurveName::Gentle => Ok(Curve::gentle()),
-        CurveName::Standard => Ok(Curve::standard()),
-        CurveName::Fast => Ok(Curve::fast()),
-        CurveName::Formula => Curve::formula(warmup.first_day as f64, warmup.growth),
-        CurveName::Custom => Curve::new(warmup.custom.iter().map(|n| *n as f64).collect(), warmup.growth),
-    };
     let wrong = |error: &dyn std::error::Error| StartError::Settings(format!("[warmup]: {error}"));
     let overflow = match warmup.overflow.policy {
         OverflowPolicy::Legacy => Overflow::Legacy,
@@ -375,7 +370,7 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let stream = StreamRules { overflow, ..StreamRules::default() };
     let window = &warmup.pace.window;
     let rules = Rules {
-        curve: curve.map_err(|e| wrong(&e))?,
+        curve: warmup.shape.clone(),
         target: warmup.target,
         min_used: warmup.advance.min_used,
         advance: match warmup.advance.on {
@@ -407,21 +402,33 @@ fn retry_schedule(settings: &Settings) -> Result<RetrySchedule, StartError> {
 }
 
 fn plan(settings: &Settings, gate: &WarmupGate) -> Result<Plan, StartError> {
-    let legacy = settings.legacy.as_ref().map(|legacy| route_plan(Route::Legacy, legacy)).transpose()?;
+    let resolver = crate::dns::resolver(&settings.dns.servers, settings.dns.timeout);
+    let route = |route, upstream| route_plan(route, upstream, resolver.clone());
+    let legacy = settings.legacy.as_ref().map(|legacy| route(Route::Legacy, legacy)).transpose()?;
+    let reports_by = if legacy.is_some() { Route::Legacy } else { Route::New };
+    let rules =
+        SettleRules::new(retry_schedule(settings)?, settings.queue.max_age, settings.smtp.hostname.clone(), reports_by);
     Ok(Plan {
         settle: SettleRules {
-            retry: retry_schedule(settings)?,
-            max_age: settings.queue.max_age,
-            hostname: settings.smtp.hostname.clone(),
-            reports_by: if legacy.is_some() { Route::Legacy } else { Route::New },
+            fallback: fallback_rules(&settings.queue.fallback_on),
+            undated_falls_back: settings.warmup.is_none(),
+            ..rules
         },
-        new: route_plan(Route::New, &settings.new)?,
+        new: route(Route::New, &settings.new)?,
         legacy,
         order: gate.order(),
     })
 }
 
-fn route_plan(route: Route, upstream: &Upstream) -> Result<RoutePlan, StartError> {
+fn fallback_rules(on: &[config::FallbackOn]) -> FallbackRules {
+    FallbackRules {
+        connect: on.contains(&config::FallbackOn::Connect),
+        tls: on.contains(&config::FallbackOn::Tls),
+        auth: on.contains(&config::FallbackOn::Auth),
+    }
+}
+
+fn route_plan(route: Route, upstream: &Upstream, resolver: Arc<dyn Resolver>) -> Result<RoutePlan, StartError> {
     let connectors = TlsConnectors::new(upstream.tls.ca_file.as_deref())
         .map_err(|error| StartError::Settings(format!("[{route}.tls]: {error}")))?;
     let level = match upstream.tls.level {
@@ -445,10 +452,12 @@ fn route_plan(route: Route, upstream: &Upstream) -> Result<RoutePlan, StartError
             command: upstream.timeouts.command,
             data: upstream.timeouts.data,
         },
+        resolver,
     };
     Ok(RoutePlan {
         target,
         connections: upstream.connections,
         messages_per_connection: upstream.messages_per_connection,
+        max_per_minute: upstream.max_per_minute,
     })
 }

@@ -220,8 +220,8 @@ fn needs_restart(old: &Settings, loaded: &Loaded) -> Vec<String> {
 /// certificate file may have changed behind its name.
 fn delivery_differs(old: &Settings, new: &Settings) -> bool {
     let shown = |settings: &Settings| {
-        let Settings { new, legacy, warmup, queue, timezone, smtp, .. } = settings;
-        format!("{new:?}{legacy:?}{warmup:?}{queue:?}{timezone:?}{}", smtp.hostname)
+        let Settings { new, legacy, warmup, queue, dns, timezone, smtp, .. } = settings;
+        format!("{new:?}{legacy:?}{warmup:?}{queue:?}{dns:?}{timezone:?}{}", smtp.hostname)
     };
     let passwords = |settings: &Settings| -> Vec<String> {
         let upstreams = [Some(&settings.new), settings.legacy.as_ref()].into_iter().flatten();

@@ -406,7 +406,7 @@ mod tests {
         let replies = String::from_utf8_lossy(&read[..octets]);
         assert!(replies.starts_with("250-relay.example\r\n"), "{replies}");
         assert!(replies.ends_with("354 End data with <CR><LF>.<CR><LF>\r\n"), "{replies}");
-        assert_eq!(replies.lines().count(), 8, "{replies}");
+        assert_eq!(replies.lines().count(), 13, "{replies}");
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use super::{
     Accept, Admission, Ask, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, Done, Fate, Gate, Grant, Part,
     Placed, Settle, Slots, SpoolError, Store, Touched,
 };
-use crate::message::{Envelope, LaneId, Queue, QueueId, Reason, Recipient, Route, Timestamp};
+use crate::message::{Envelope, LaneId, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
 
 /// Items read from a line at once, so that a claim for one never reads thousands.
 const READ_AHEAD: usize = 64;
@@ -22,6 +22,8 @@ const READ_AHEAD_METERED: usize = 2;
 const RECOVER_AT_ONCE: usize = 1000;
 /// A `maybe` item that was to change its route is tried again on its own one after this.
 const MAYBE_RETRY: Duration = Duration::from_secs(15 * 60);
+/// How much further a line is searched for items that may fall back when those in front may not.
+const FALL_BACK_DEPTH: usize = 16;
 /// A process that slept for longer than this closes no more than so many empty days.
 const MOST_TURNS: usize = 64;
 
@@ -521,6 +523,9 @@ impl<S: Store> Spool<S> {
     fn chore(&mut self, chore: &Chore, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
         match chore {
             Chore::MoveOverdue { most_items } => self.move_overdue(*most_items, work),
+            Chore::FallBack { queue, streams, undated, most_items } => {
+                self.fall_back(*queue, streams, *undated, *most_items, work)
+            }
             Chore::TakeExpired { most_items } => self.take_expired(*most_items, work),
             Chore::Flush { message, most_items } => self.flush(*message, *most_items, work),
             Chore::ByHand(order) => self.by_hand(order, work),
@@ -540,6 +545,39 @@ impl<S: Store> Spool<S> {
             answer.recipients += item.recipients();
         }
         answer.next = self.store.overdue(Timestamp::NEVER, 1)?.first().and_then(|i| i.deadline);
+        Ok(answer)
+    }
+
+    fn fall_back(
+        &mut self,
+        queue: Queue,
+        streams: &[StreamId],
+        undated: bool,
+        most: usize,
+        work: &mut Work<'_>,
+    ) -> Result<ChoreAnswer, SpoolError> {
+        let mut answer = ChoreAnswer::default();
+        let may = |i: &Item| !i.maybe && i.reason != Reason::Manual && (undated || i.deadline.is_some());
+        for &stream in streams {
+            let room = most - answer.items;
+            if room == 0 {
+                break;
+            }
+            let mut found = self.store.due(queue, stream, work.now, room)?;
+            if found.len() == room && !found.iter().any(may) {
+                // Those that have to stay may stand in front of those that may go.
+                found = self.store.due(queue, stream, work.now, room * FALL_BACK_DEPTH)?;
+            }
+            for old in found.into_iter().filter(may).take(room) {
+                let mut item = old.clone();
+                (item.queue, item.state, item.reason) = (Queue::Legacy, State::Ready, Reason::Fallback);
+                (item.due, item.deadline) = (work.now, None);
+                self.replace(&old, &item)?;
+                work.touch(&item);
+                answer.items += 1;
+                answer.recipients += item.recipients();
+            }
+        }
         Ok(answer)
     }
 

@@ -288,6 +288,18 @@ pub enum Chore {
         /// Items in one transaction.
         most_items: usize,
     },
+    /// Give due items of a line to the legacy server, since the new one cannot be reached. Never those that may have
+    /// left, nor those an operator sent here.
+    FallBack {
+        /// From this line.
+        queue: Queue,
+        /// Of these streams.
+        streams: Vec<StreamId>,
+        /// Also those without a deadline.
+        undated: bool,
+        /// Items in one transaction.
+        most_items: usize,
+    },
     /// Hand over items that have expired, in flight and without tokens, so that they can be settled as failed.
     TakeExpired {
         /// Items in one transaction.

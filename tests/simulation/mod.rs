@@ -128,7 +128,7 @@ impl World {
             gate,
             spool: Some(spool),
             pools: Pools::new([hops[0].connections, hops[1].connections]),
-            settle: SettleRules { retry, max_age, hostname: "relay.example".into(), reports_by: Route::Legacy },
+            settle: SettleRules::new(retry, max_age, "relay.example".into(), Route::Legacy),
             hops,
             crashes_per_day,
             random: fastrand::Rng::with_seed(seed),
@@ -257,7 +257,8 @@ impl World {
                     let fresh = self.fresh();
                     self.book.answered(&flight);
                     let Flight { claimed, verdicts, .. } = *flight;
-                    let ended = Ended { item: claimed.item, verdicts: &verdicts, remote: None, header: b"" };
+                    let ended =
+                        Ended { item: claimed.item, verdicts: &verdicts, remote: None, header: b"", fallback: false };
                     batch.settles.push(self.settle.settle(ended, self.now, &mut self.random, fresh));
                 }
                 Event::Down(route, length) => {
