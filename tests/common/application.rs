@@ -14,7 +14,11 @@ pub struct Application(TcpStream);
 
 impl Application {
     pub fn connect(relay: SocketAddr) -> Application {
-        let stream = TcpStream::connect(relay).expect("listens");
+        Application::over(TcpStream::connect(relay).expect("listens"))
+    }
+
+    /// Over a connection of the caller's.
+    pub fn over(stream: TcpStream) -> Application {
         stream.set_read_timeout(Some(PATIENCE)).expect("can be set");
         stream.set_nodelay(true).expect("can be set");
         let mut application = Application(stream);
