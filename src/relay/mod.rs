@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
-use crate::clock::{Clock, MonotoneClock};
+use crate::clock::{Clock, TrustedClock};
 use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
@@ -39,7 +39,7 @@ use crate::spool::committer::{self, Committer};
 use crate::spool::disk::{DataDirectory, Watermark};
 use crate::spool::reader::QueueReader;
 use crate::spool::sqlite::SqliteStore;
-use crate::spool::{Ledger, Spool, SpoolError};
+use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
 use backend::RelayBackend;
 use front_door::{DoorFiles, FrontDoor, probes};
 use gate::WarmupGate;
@@ -99,7 +99,7 @@ pub struct Relay {
     bound: Vec<(SocketAddr, usize)>,
     buffer: Arc<BodyBuffer>,
     ids: Arc<QueueIds>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<TrustedClock>,
     committer: Committer,
     servers: JoinSet<io::Result<()>>,
     /// The one in force, and those before it whose last transactions are under way.
@@ -120,8 +120,6 @@ struct Sockets {
 impl Relay {
     /// Starts everything. On `Err` nothing of it runs.
     pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
-        // One clock for all, and one that never goes back.
-        let clock: Arc<dyn Clock> = Arc::new(MonotoneClock::new(clock));
         raise_descriptor_limit();
         let gate = warmup_gate(settings)?;
         let plan = plan(settings, &gate)?;
@@ -130,8 +128,16 @@ impl Relay {
         let sockets = Sockets::take(settings)?;
         let disk = &settings.queue.disk;
         let watermark = Watermark::new(settings.data_dir.clone(), disk.min_free, disk.max);
-        let store = SqliteStore::open_with(directory, watermark.clone()).map_err(StartError::of_spool)?;
-        let (spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        let mut store = SqliteStore::open_with(directory, watermark.clone()).map_err(StartError::of_spool)?;
+        // One clock for all, which goes on from what the spool has seen.
+        let stored = store.ledger_rows().map_err(StartError::of_spool)?;
+        let mark = stored.iter().find_map(|row| if let Row::Clock { mark, .. } = row { Some(*mark) } else { None });
+        let clock = Arc::new(TrustedClock::new(clock, mark));
+        let (mut spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        if mark.is_none() {
+            let latest = clock.now().after(plan.settle.retry.longest());
+            spool.due_by(latest).map_err(StartError::of_spool)?;
+        }
         refuse_stranded(settings, spool.ledger())?;
         tracing::info!(
             event = "spool.opened",
@@ -252,7 +258,7 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> StartError {
 #[expect(clippy::too_many_arguments, reason = "the pieces, each made by a step of the start that may fail")]
 fn assemble(
     settings: &Settings,
-    clock: Arc<dyn Clock>,
+    clock: Arc<TrustedClock>,
     gate: WarmupGate,
     plan: Plan,
     front_door: FrontDoor,

@@ -15,10 +15,11 @@ use secrecy::ExposeSecret;
 use super::front_door::{DoorFiles, probes};
 use super::gate::WarmupGate;
 use super::{Relay, StartError, plan, refuse_stranded, waiting_lines, warmup_gate, zone_name};
+use crate::clock::Clock;
 use crate::config::{Loaded, LogAddresses, LogLevel, Settings};
 use crate::delivery::dispatcher::{Dispatcher, Plan};
 use crate::log;
-use crate::message::{Queue, Route, Timestamp};
+use crate::message::{DaySpan, Queue, Route, Timestamp};
 use crate::spool::committer::Outlet;
 use crate::spool::{Admission, Ask, Claimed, Done, Gate, Grant, Ledger, Slots, Touched, Turn};
 
@@ -72,6 +73,10 @@ impl Gate for LiveGate {
     fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant {
         self.0.load().grant(ledger, ask, now)
     }
+
+    fn span_at(&self, now: Timestamp) -> Option<DaySpan> {
+        self.0.load().span_at(now)
+    }
 }
 
 /// The dispatcher in force, for the committer. It must not be replaced while a connection of the old one is taken
@@ -109,6 +114,10 @@ impl Outlet for LiveRoutes {
 
     fn touched(&self, lines: Vec<Touched>, refunded: Vec<Queue>, wake: Option<Timestamp>) {
         self.0.load().touched(lines, refunded, wake);
+    }
+
+    fn clock_moved(&self) {
+        self.0.load().clock_moved();
     }
 
     fn committed(&self, done: &Done, took: std::time::Duration) {
