@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -110,7 +110,7 @@ impl Server {
             })
         };
         let mut shared = share(&terms.load());
-        let mut failing = false;
+        let mut failures = Failures::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -119,7 +119,6 @@ impl Server {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    failing = false;
                     let terms = terms.load();
                     if !Arc::ptr_eq(&terms, &shared.terms) {
                         shared = share(&terms);
@@ -149,9 +148,7 @@ impl Server {
                 Err(error) if is_about_one_client(&error) => {}
                 Err(error) => {
                     shared.observer.connection_opened(self.index, Opened::Failed);
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(event = "smtp.accept_failed", listener = self.index, %error);
-                    }
+                    failures.log(self.index, &error);
                     // Descriptors or memory are used up; at once it would fail again, and cost all of a processor.
                     tokio::select! {
                         () = shutdown.cancelled() => break,
@@ -173,6 +170,25 @@ impl Server {
 fn is_about_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// One line in a while, however often accept() fails in it.
+#[derive(Default)]
+struct Failures {
+    logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl Failures {
+    fn log(&mut self, listener: usize, error: &io::Error) {
+        if self.logged.is_some_and(|logged| logged.elapsed() < ACCEPT_LOG_PAUSE) {
+            self.unlogged += 1;
+            return;
+        }
+        let unlogged = std::mem::take(&mut self.unlogged);
+        tracing::warn!(event = "smtp.accept_failed", listener, %error, unlogged);
+        self.logged = Some(Instant::now());
+    }
 }
 
 /// What counts before the client has said anything.
@@ -216,6 +232,7 @@ impl Drop for OpenConnection {
 
 const BACKLOG: i32 = 1024;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+const ACCEPT_LOG_PAUSE: Duration = Duration::from_secs(60);
 /// For the last replies of sessions that used up their grace time.
 const GRACE_MARGIN: Duration = Duration::from_secs(2);
 
