@@ -1,6 +1,7 @@
 //! What the relay tells the admin plane: one snapshot of the ledger, the pools and the disk. The queue is next door, in
 //! [`super::queue`].
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
@@ -17,6 +18,7 @@ use crate::clock::{Clock, TrustedClock};
 use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
 use crate::metrics::Metrics;
 use crate::policy;
+use crate::spool::backup::Holds;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
 use crate::spool::ledger::{Ledger, Total};
@@ -39,6 +41,8 @@ pub struct RelayBackend {
     pub last_job: AtomicI64,
     /// The time of the ramp.
     pub clock: Arc<TrustedClock>,
+    /// Keeps the spool's files from being removed.
+    pub holds: Holds,
     /// Room on the disk.
     pub watermark: Watermark,
     /// Names of the streams, by id.
@@ -55,7 +59,7 @@ pub struct RelayBackend {
 struct Numbers {
     warmup: Option<Warmup>,
     today: Today,
-    totals: [Total; 4],
+    totals: [Total; SHOWN.len()],
     queued_bytes: u64,
 }
 
@@ -70,7 +74,8 @@ pub struct Course {
     pub queued: u64,
 }
 
-const SHOWN: [State; 4] = [State::Held, State::Ready, State::Deferred, State::InFlight];
+const SHOWN: [State; 7] =
+    [State::Held, State::Ready, State::Deferred, State::InFlight, State::Paused, State::Dead, State::Quarantined];
 
 impl RelayBackend {
     /// Every day so far in one look.
@@ -125,7 +130,15 @@ impl RelayBackend {
             }),
             new: self.route_status(Route::New),
             legacy: self.route_status(Route::Legacy),
-            queue: QueueTotals { held: totals(0), ready: totals(1), deferred: totals(2), inflight: totals(3) },
+            queue: QueueTotals {
+                held: totals(0),
+                ready: totals(1),
+                deferred: totals(2),
+                inflight: totals(3),
+                paused: totals(4),
+                dead: totals(5),
+                quarantined: totals(6),
+            },
             spool: SpoolStatus {
                 free_bytes,
                 required_bytes: self.watermark.min_free(),
@@ -272,6 +285,10 @@ impl Backend for RelayBackend {
 
     fn step(&self, step: QueueStep, actor: u32) -> BoxFuture<'_, Result<StepAnswer, BackendError>> {
         Box::pin(self.stepped(step, actor))
+    }
+
+    fn hold_files(&self) -> Box<dyn Any + Send> {
+        Box::new(self.holds.hold())
     }
 
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {

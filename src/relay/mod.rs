@@ -30,13 +30,14 @@ use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
 use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
-use crate::message::{Day, Queue, Route, StreamId};
+use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
 use crate::policy::{self, Calendar, Overflow, RetrySchedule, Rules, StreamRules};
 use crate::smtp::{Door, ListenerSettings, Server};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer};
 use crate::spool::disk::{DataDirectory, Watermark};
+use crate::spool::identity::Since;
 use crate::spool::reader::QueueReader;
 use crate::spool::sqlite::SqliteStore;
 use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
@@ -110,6 +111,15 @@ pub struct Relay {
     no_more_questions: CancellationToken,
 }
 
+/// What is known about the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Look whether it is where it was.
+    AsFound,
+    /// It was restored, even if it looks the same: from a snapshot of its volume.
+    Restored,
+}
+
 /// Sockets are taken before the spool is opened.
 struct Sockets {
     smtp: Vec<(Server, SocketAddr, usize)>,
@@ -120,6 +130,11 @@ struct Sockets {
 impl Relay {
     /// Starts everything. On `Err` nothing of it runs.
     pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
+        Relay::start_on(settings, clock, Data::AsFound).await
+    }
+
+    /// The same; `data` says what an operator knows about the data directory and the relay cannot see.
+    pub async fn start_on(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
         raise_descriptor_limit();
         let gate = warmup_gate(settings)?;
         let plan = plan(settings, &gate)?;
@@ -133,6 +148,7 @@ impl Relay {
         let stored = store.ledger_rows().map_err(StartError::of_spool)?;
         let mark = stored.iter().find_map(|row| if let Row::Clock { mark, .. } = row { Some(*mark) } else { None });
         let clock = Arc::new(TrustedClock::new(clock, mark));
+        let since = store.since();
         let (mut spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
         if mark.is_none() {
             let latest = clock.now().after(plan.settle.retry.longest());
@@ -145,6 +161,15 @@ impl Relay {
             damaged = recovered.damaged,
             queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
         );
+        if data == Data::Restored || since == Since::Copied {
+            bring_back_paused(&mut spool, &gate, clock.now(), data)?;
+        } else if since == Since::Renumbered {
+            tracing::warn!(
+                event = "spool.moved",
+                "the data directory is on a device with another number; if it is from a snapshot of its volume, stop \
+                 and start with --restored"
+            );
+        }
         assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool)
     }
 
@@ -216,6 +241,28 @@ impl Sockets {
     }
 }
 
+/// Mail that may have been delivered since, and a ledger that knows nothing of it: neither may go on by itself.
+fn bring_back_paused(
+    spool: &mut Spool<SqliteStore>,
+    gate: &WarmupGate,
+    now: Timestamp,
+    data: Data,
+) -> Result<(), StartError> {
+    let paused = spool.bring_back_paused(gate, now).map_err(StartError::of_spool)?;
+    let reason = match data {
+        Data::Restored => "--restored",
+        Data::AsFound => "the database is not the file it was: restored or copied",
+    };
+    tracing::warn!(
+        event = "spool.restored",
+        reason,
+        messages = paused.items,
+        rcpts = paused.recipients,
+        "the last 24 hours count as used up; the mail is paused until `mailramp queue flush --state paused --yes`"
+    );
+    Ok(())
+}
+
 /// Connections are descriptors, and the usual soft limit is lower than the connections we may hold.
 fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -264,7 +311,7 @@ fn assemble(
     front_door: FrontDoor,
     sockets: Sockets,
     watermark: Watermark,
-    spool: Spool<SqliteStore>,
+    mut spool: Spool<SqliteStore>,
 ) -> Result<Relay, StartError> {
     let io = |error: io::Error| StartError::Io(error.to_string());
     let streams = vec![DEFAULT_STREAM.to_owned()];
@@ -276,6 +323,7 @@ fn assemble(
     let lines = waiting_lines(spool.ledger());
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(StartError::of_spool)?);
     let no_claims: CancellationToken = no_more_claims;
+    let holds = spool.store().holds();
     let gate = Arc::new(LiveGate::new(gate));
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
     let routes = Arc::new(LiveRoutes::new(dispatcher.clone()));
@@ -299,6 +347,7 @@ fn assemble(
         metrics: metrics.clone(),
         last_job: Default::default(),
         clock: clock.clone(),
+        holds,
         watermark,
         streams,
         zone: ArcSwap::from_pointee(zone_name(settings)),
