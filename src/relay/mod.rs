@@ -25,6 +25,7 @@ use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
+use crate::delivery::telling::ReportRules;
 use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
@@ -537,8 +538,10 @@ fn plan(settings: &Settings, gate: &WarmupGate) -> Result<Plan, StartError> {
         settle: SettleRules {
             fallback: fallback_rules(&settings.queue.fallback_on),
             undated_falls_back: settings.warmup.is_none(),
+            reports: ReportRules { late_after: settings.queue.dsn.delay_notice, ..rules.reports },
             ..rules
         },
+        reports_per_hour: settings.queue.dsn.per_sender_per_hour,
         new: route(Route::New, &settings.new)?,
         legacy,
         order: gate.order(),
