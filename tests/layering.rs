@@ -136,6 +136,7 @@ const IO: &[&str] = &[
     "relay/mod.rs",
     "relay/backend.rs",
     "relay/intake.rs",
+    "relay/ourselves.rs",
     "relay/queue.rs",
     "config/mod.rs",
     "config/load.rs",

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod gate;
 pub mod intake;
+mod ourselves;
 mod queue;
 
 use std::io;
@@ -139,6 +140,9 @@ impl Relay {
         let users = users(settings)?;
         let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
         let sockets = Sockets::take(settings)?;
+        let bound: Vec<SocketAddr> = sockets.smtp.iter().map(|(_, bound, _)| *bound).collect();
+        let routes = [Some(&plan.new), plan.legacy.as_ref()];
+        ourselves::refuse_loops(routes.into_iter().flatten().map(|route| &route.target), &bound).await?;
         let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
         let store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
         let (spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
