@@ -11,6 +11,8 @@ use mailramp::config::{CurveName, EXIT_CONFIG, Loaded, Origin, OverflowPolicy, P
 use mailramp::message::Timestamp;
 use secrecy::ExposeSecret;
 
+/// Files in conf/ that are no settings; the program is made with them and tests of its own read them.
+const RULES: [&str; 3] = ["curves.toml", "providers.toml", "signals.toml"];
 const NEW: &str = "[new]\nhost = \"mail2.example.com\"\n";
 
 fn load(text: &str) -> Loaded {
@@ -27,7 +29,8 @@ fn faults(text: &str) -> Vec<String> {
 fn samples() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
     let files = fs::read_dir(folder).expect("conf/ is there").map(|entry| entry.expect("conf/ can be listed").path());
-    files.filter(|path| path.extension().is_some_and(|ending| ending == "toml")).collect()
+    let is_rules = |path: &PathBuf| RULES.iter().any(|name| path.ends_with(name));
+    files.filter(|path| path.extension().is_some_and(|ending| ending == "toml") && !is_rules(path)).collect()
 }
 
 /// A folder with the settings in `mailramp.toml` and a secret file beside it that others cannot read.
@@ -117,7 +120,7 @@ fn the_minimal_sample_becomes_typed_settings() {
     assert_eq!(settings.new.tls.level, TlsLevel::Verify);
     let warmup = settings.warmup.expect("a ramp");
     assert_eq!(warmup.start, Some(jiff::civil::date(2026, 3, 2)));
-    assert_eq!((warmup.curve, warmup.target, warmup.growth), (CurveName::Standard, 12_000, 1.5));
+    assert_eq!((warmup.curve, warmup.target, warmup.growth), (CurveName::Named("standard".to_owned()), 12_000, 1.5));
     assert_eq!((warmup.providers, warmup.overflow.policy), (Providers::Off, OverflowPolicy::HoldThenLegacy));
     assert_eq!(warmup.pace.window, Window { opens_minute: 0, closes_minute: 1440 });
     assert_eq!((warmup.pace.hourly, warmup.pace.burst, warmup.pace.is_off()), (0.2, 0.02, false));
@@ -245,6 +248,22 @@ const BROKEN: &[(&str, usize, &[&str])] = &[
     ("[warmup]\ntarget = 5\ncurve = 'custom'", 3, &["`warmup.custom` = []", "such as [50, 100, 200]"]),
     ("[warmup]\ntarget = 5\ncurve = 'custom'\ncustom = [5, 0, 9]\n", 6, &["`warmup.custom` = [5, 0, 9]", "not 0"]),
     ("[warmup]\ntarget = 5\ncurve = 'custom'\ncustom = [5, 4]", 6, &["`warmup.custom`", "4 comes after 5"]),
+    ("[warmup]\ntarget = 5\ncurve = 5", 5, &["`warmup.curve` = 5", "the name of a curve"]),
+    (
+        "[warmup]\ntarget = 5\ncurve = 'steep'",
+        5,
+        &["`warmup.curve` = \"steep\": must be one of gentle, standard, fast,"],
+    ),
+    (
+        "[warmup]\ntarget = 5\ncurve = 'onesignl'",
+        5,
+        &["did you mean \"onesignal\"? It must be one of gentle,", ", custom"],
+    ),
+    (
+        "[warmup]\ntarget = 5\ncurves_file = 'none/such.toml'",
+        5,
+        &["`warmup.curves_file`", "a file of curves", "No such file"],
+    ),
     ("[warmup]\ntarget = 5\ncustom = [5]", 5, &["`warmup.custom` = [5]", "the curve be \"custom\""]),
     ("[warmup]\ntarget = 5\nfirst_day = 0", 5, &["`warmup.first_day` = 0", "must be from 1"]),
     ("[warmup]\ntarget = 5\ngrowth = 0.9", 5, &["`warmup.growth` = 0.9", "must be from 1 to 10"]),
@@ -513,6 +532,34 @@ fn faults_of_file_and_environment_are_reported_together_without_secrets() {
     ] {
         assert!(text.contains(key), "{key}: {text}");
     }
+}
+
+#[test]
+fn a_curves_file_replaces_the_curves_of_the_program() {
+    let curve = |name, numbers| {
+        let about = "about = \"ours\"\nsource = [\"ourselves\"]\ndate = \"2026-11\"\n";
+        format!("[[curves]]\nname = \"{name}\"\n{about}per_day = {numbers}\ngrowth = 1.0\n")
+    };
+    let settings = |name| format!("{NEW}[warmup]\ntarget = 500\ncurves_file = 'own.toml'\ncurve = '{name}'\n");
+    let (own, path) = folder(&settings("calm"));
+    let write = |text: String| fs::write(own.path().join("own.toml"), text).expect("the curves can be written");
+    write(curve("calm", "[10, 20, 30]"));
+    let loaded = Settings::load(&path, std::iter::empty()).expect("a curve of the file");
+    let warmup = loaded.settings.warmup.expect("a ramp");
+    assert_eq!([0, 1, 2, 9].map(|stage| warmup.shape.at(stage)), [10.0, 20.0, 30.0, 30.0]);
+    assert!(loaded.warnings.iter().any(|warning| warning.contains("stands still below the target")));
+
+    write(curve("calm", "[10, 20, 15]") + &curve("other", "[0]"));
+    let faults = Settings::load(&path, std::iter::empty()).expect_err("a curve that falls").to_string();
+    let place = own.path().join("own.toml").display().to_string();
+    let falls = "`per_day` of curve `calm` = 15: stage 2 falls from 20 to 15";
+    assert!(faults.contains(&format!("{place}:6:20  {falls}")) && faults.contains("write at least 20"), "{faults}");
+    assert!(faults.contains(&format!("{place}:13:12  `per_day` of curve `other` = 0")), "{faults}");
+
+    fs::write(&path, settings("standard")).expect("the settings can be written");
+    write(curve("calm", "[10]"));
+    let faults = Settings::load(&path, std::iter::empty()).expect_err("not in the file").to_string();
+    assert!(faults.contains("`warmup.curve` = \"standard\": must be one of calm, formula, custom"), "{faults}");
 }
 
 #[test]

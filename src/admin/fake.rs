@@ -1,6 +1,7 @@
 //! A relay that is not there, for tests.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::api::*;
 use super::{Backend, BackendError, BoxFuture, ListenerProbe};
@@ -14,6 +15,7 @@ pub fn snapshot() -> Snapshot {
     Snapshot {
         version: "0.1.0".into(),
         now,
+        clock: ClockStatus { trusted: true, off_seconds: 0, shows: now },
         warmup: Warmup {
             state: DayState::Ramping,
             day: Some(9),
@@ -41,6 +43,7 @@ pub fn snapshot() -> Snapshot {
             ready: totals(0, 0, None),
             deferred: totals(3, 41_000, Some(ago(7380))),
             inflight: totals(1, 8_000, Some(ago(1))),
+            ..QueueTotals::default()
         },
         spool: SpoolStatus { free_bytes: 18_200_000_000, required_bytes: 1_000_000_000, accepting: true },
     }
@@ -115,6 +118,16 @@ pub struct FakeBackend {
     pub full: bool,
     pub listeners: Vec<ListenerProbe>,
     pub steps: Mutex<Vec<(QueueStep, u32)>>,
+    /// How often files are held now.
+    pub holds: Arc<AtomicUsize>,
+}
+
+struct Held(Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl FakeBackend {
@@ -165,6 +178,15 @@ impl Backend for FakeBackend {
         let messages = step.ids.len() as u64;
         self.steps.lock().unwrap().push((step, actor));
         self.or_broken(StepAnswer { messages, recipients: messages, bytes: 41_000, left: LeftAlone::default() })
+    }
+
+    fn hold_files(&self) -> Box<dyn std::any::Any + Send> {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        Box::new(Held(self.holds.clone()))
+    }
+
+    fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
+        self.or_broken(ClockAnswer { moved_seconds: -7200, now: snapshot().now })
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {

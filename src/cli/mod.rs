@@ -3,14 +3,17 @@
 //! Commands that speak to the running relay find its socket in the configured data directory. They write to standard
 //! output what was asked for, to standard error what went wrong and what to do about it.
 
+pub mod backup;
 pub mod by_hand;
 pub mod config;
 pub mod demo;
+pub mod plan;
 pub mod queue;
 pub mod run;
 pub mod status;
 pub mod text;
 pub mod user;
+pub mod warmup;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -67,13 +70,20 @@ pub struct Cli {
 pub enum Command {
     /// The main job on embedded defaults: a 15-day ramp in minutes, nothing leaves the machine
     Demo(demo::Options),
+    /// How a ramp would go: days to the target, mail by either server
+    Plan(plan::Options),
     /// The relay
     Run(run::Options),
     /// How far the ramp is, on one screen
     Status(status::Options),
+    /// Change what the ramp goes by
+    #[command(subcommand)]
+    Warmup(warmup::Warmup),
     /// Look at what waits; hurry it, send it by the other route, remove it
     #[command(subcommand)]
     Queue(queue::Queue),
+    /// Copy the data directory while the relay runs
+    Backup(backup::Options),
     /// Check or show the settings
     Config(config::ConfigArgs),
     /// Hash a password for the users file
@@ -133,10 +143,13 @@ pub fn run(
     let mut context = Context { config: cli.config, data_dir_of, paint, terminal, out };
     let outcome = match &cli.command {
         Command::Demo(options) => demo::run(options, &mut context),
+        Command::Plan(options) => plan::run(options, &mut context),
         Command::Run(options) => run::run(options, &mut context),
         Command::Config(options) => config::command(options, &mut context),
         Command::Status(options) => status::run(options, &mut context),
+        Command::Warmup(command) => warmup::run(command, &mut context),
         Command::Queue(command) => queue::run(command, &mut context),
+        Command::Backup(options) => backup::run(options, &mut context),
         Command::User(command) => user::run(command, &mut context),
     };
     match outcome {
@@ -191,10 +204,14 @@ impl Context<'_> {
         })
     }
 
+    /// Where the relay keeps its data.
+    fn data_dir(&self) -> Result<PathBuf, Failure> {
+        (self.data_dir_of)(&self.config_path()?).map_err(|text| Failure::new(exit::CONFIG, text))
+    }
+
     /// Asks the running relay.
     fn call(&self, command: api::Command) -> Result<Answer, Failure> {
-        let data_dir = (self.data_dir_of)(&self.config_path()?).map_err(|text| Failure::new(exit::CONFIG, text))?;
-        control::call(&control::socket_path(&data_dir), command).map_err(|error| explained(&error))
+        control::call(&control::socket_path(&self.data_dir()?), command).map_err(|error| explained(&error))
     }
 
     /// Writes the result. A reader that has seen enough (`| head`) is no failure.

@@ -8,14 +8,19 @@ use super::{Context, Failure, exit};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Loaded, LogAddresses, LogFormat, LogLevel, Settings, process_environment};
 use crate::log;
-use crate::relay::{Relay, StartError};
+use crate::relay::{Data, Relay, StartError};
 
 /// Arguments of `mailramp run`.
 #[derive(Debug, clap::Args)]
-pub struct Options {}
+pub struct Options {
+    /// The data comes from a snapshot of its volume: count the last 24 hours as used up and keep all mail back, paused.
+    /// Other copies and backups are recognised without this. For one start only: each start with it pauses again
+    #[arg(long)]
+    restored: bool,
+}
 
 /// Runs until SIGTERM or SIGINT.
-pub fn run(_: &Options, context: &mut Context<'_>) -> Result<(), Failure> {
+pub fn run(options: &Options, context: &mut Context<'_>) -> Result<(), Failure> {
     let path = context.config_path()?;
     let loaded = Settings::load(&path, process_environment())
         .map_err(|faults| Failure::new(exit::CONFIG, format!("the settings cannot be used\n{faults}")))?;
@@ -24,15 +29,16 @@ pub fn run(_: &Options, context: &mut Context<'_>) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(exit::IO, format!("cannot start threads: {error}")))?;
-    runtime.block_on(serve(&loaded.settings, Arc::new(SystemClock)))
+    let data = if options.restored { Data::Restored } else { Data::AsFound };
+    runtime.block_on(serve(&loaded.settings, Arc::new(SystemClock), data))
 }
 
-async fn serve(settings: &Settings, clock: Arc<dyn Clock>) -> Result<(), Failure> {
+async fn serve(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<(), Failure> {
     let unusable = |error: std::io::Error| Failure::new(exit::IO, format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(unusable)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unusable)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(unusable)?;
-    let mut relay = Relay::start(settings, clock).await.map_err(failure)?;
+    let mut relay = Relay::start_on(settings, clock, data).await.map_err(failure)?;
     for address in &relay.smtp {
         tracing::info!(event = "relay.listening", address = %address, protocol = "smtp");
     }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::text::{self, Paint, count, span};
 use super::{Context, Failure};
-use crate::admin::api::{Answer, Command, DayState, OldestHeld, RouteStatus, Snapshot};
+use crate::admin::api::{Answer, Command, DayState, OldestHeld, QueueTotals, RouteStatus, Snapshot};
 use crate::log::printable;
 
 const BAR_WIDTH: usize = 20;
@@ -27,6 +27,7 @@ pub(super) fn run(options: &Options, context: &mut Context<'_>) -> Result<(), Fa
 /// The screen.
 pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
     let mut out = String::new();
+    clock(&mut out, snapshot, paint);
     headline(&mut out, snapshot, paint);
     today(&mut out, snapshot, paint);
     for (name, route) in [("new", &snapshot.new), ("legacy", &snapshot.legacy)] {
@@ -47,6 +48,7 @@ pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
         let _ = write!(out, "   oldest {}", span(snapshot.now.since(oldest).as_secs()));
     }
     out.push('\n');
+    out.push_str(&put_aside(queue, paint));
     let spool = &snapshot.spool;
     let verdict = if spool.accepting {
         paint.good("accepting")
@@ -55,6 +57,43 @@ pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
     };
     let _ = writeln!(out, "spool     {} free   {verdict}", text::size(spool.free_bytes));
     out
+}
+
+/// What waits for an operator and for nothing else; usually nothing.
+fn put_aside(queue: &QueueTotals, paint: Paint) -> String {
+    let mut out = String::new();
+    for (name, messages, what) in [
+        (
+            "paused",
+            queue.paused.messages,
+            "came back with restored data, maybe delivered since: `queue flush --state paused` or `queue drop --state paused`",
+        ),
+        ("damaged", queue.quarantined.messages, "on disk, never sent: `queue list --state quarantined`"),
+        ("dead", queue.dead.messages, "failed with nobody to tell: `queue list --state dead`"),
+    ] {
+        if messages > 0 {
+            let _ = writeln!(out, "{name:<9} {} {what}", paint.warn(&text::counted(messages, "message")));
+        }
+    }
+    out
+}
+
+/// Only when it is wrong, and then first: whatever follows is told by the time that has passed.
+fn clock(out: &mut String, snapshot: &Snapshot, paint: Paint) {
+    let clock = &snapshot.clock;
+    if clock.trusted {
+        return;
+    }
+    let (zone, name) = text::zone(&snapshot.warmup.zone);
+    let shows = text::local(clock.shows, &zone, "%A %-d %B %Y, %H:%M");
+    let side = if clock.off_seconds < 0 { "behind" } else { "ahead of" };
+    let off = span(clock.off_seconds.unsigned_abs());
+    let _ = writeln!(
+        out,
+        "{} it shows {shows} {name}, {off} {side} what has passed. New is shut until it agrees;\nset it right, or \
+         accept it: mailramp warmup accept-clock --reason TEXT",
+        paint.bad("CLOCK IN DOUBT:")
+    );
 }
 
 /// `day 9 of 15 (Tue)  ramping   1,019 / 1,281 used  ####-   next token 41 s   resets 00:00 Europe/Berlin (in 6h12)`,
@@ -238,6 +277,18 @@ until then nothing leaves by new: legacy takes it, or it waits
     }
 
     #[test]
+    fn a_clock_in_doubt_comes_first_with_what_to_do() {
+        let text = shown(|s| {
+            s.clock.trusted = false;
+            s.clock.off_seconds = -86_400;
+            s.clock.shows = Timestamp::from_seconds(s.now.seconds() - 86_400);
+        });
+        let want = "CLOCK IN DOUBT: it shows Monday 9 March 2026, 17:48 Europe/Berlin, 1 d behind what has passed. \
+                    New is shut until it agrees;\nset it right, or accept it: mailramp warmup accept-clock --reason TEXT\nday 9 ";
+        assert!(text.starts_with(want), "{text}");
+    }
+
+    #[test]
     fn without_a_warm_up_it_says_that_nothing_is_limited() {
         let text = shown(|s| {
             s.warmup.state = DayState::Unlimited;
@@ -263,6 +314,17 @@ until then nothing leaves by new: legacy takes it, or it waits
         assert!(text.contains("FULL: applications get 452"), "{text}");
         assert!(text.contains("(digest, waits for its token)"), "{text}");
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn what_waits_for_an_operator_is_on_the_screen_with_what_to_do() {
+        let text = shown(|s| {
+            s.queue.paused.messages = 1;
+            s.queue.quarantined.messages = 2;
+        });
+        let lines: Vec<&str> = text.lines().skip(6).collect();
+        assert!(lines[0].starts_with("paused    1 message came back") && lines[0].contains("--state paused"), "{text}");
+        assert!(lines[1].starts_with("damaged   2 messages on disk") && lines[2].starts_with("spool  "), "{text}");
     }
 
     #[test]

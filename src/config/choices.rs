@@ -74,18 +74,43 @@ choice!(
         Verify = "verify",
     }
 );
-choice!(CurveName {
-    /// 50 on the first day, × 1.25 a day.
-    Gentle = "gentle",
-    /// 50 on the first day, × 1.5 a day.
-    Standard = "standard",
-    /// 200 on the first day, × 2 a day.
-    Fast = "fast",
+/// Which curve the ramp follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CurveName {
     /// `first_day` × `growth` per stage.
-    Formula = "formula",
+    Formula,
     /// The list in `custom`.
-    Custom = "custom",
-});
+    Custom,
+    /// A curve of the curves file; whether it holds this one is looked up when that is read.
+    Named(String),
+}
+
+impl CurveName {
+    /// What is meant where nothing is said.
+    pub const DEFAULT: &str = "standard";
+
+    /// As in the settings file.
+    pub fn name(&self) -> &str {
+        match self {
+            CurveName::Formula => "formula",
+            CurveName::Custom => "custom",
+            CurveName::Named(name) => name,
+        }
+    }
+}
+
+impl Setting for CurveName {
+    type Value = Self;
+    fn read(raw: &Raw) -> Result<Self, String> {
+        match raw {
+            Raw::Text(text) if text == "formula" => Ok(CurveName::Formula),
+            Raw::Text(text) if text == "custom" => Ok(CurveName::Custom),
+            Raw::Text(text) => Ok(CurveName::Named(text.clone())),
+            _ => Err("must be the name of a curve in quotes, such as \"standard\"".to_owned()),
+        }
+    }
+}
+
 choice!(
     /// Which days count as a stage.
     AdvanceOn {

@@ -98,6 +98,7 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<Share>("pace.burst", r#""2%""#),
             key::<OverflowPolicy>("overflow.policy", r#""hold-then-legacy""#),
             key::<Span>("overflow.max_wait", r#""15m""#),
+            key::<OptionalPath>("curves_file", r#""""#),
         ],
     ),
     (
@@ -154,7 +155,6 @@ const LATER: &[&str] = &[
     "http.token_file",
     "http.allowed_hosts",
     "warmup.brake",
-    "warmup.curves_file",
     "warmup.signals_file",
     "preflight",
     "streams",
@@ -211,14 +211,17 @@ pub(super) fn suggestion(table: &str, name: &str) -> Option<String> {
     let same_table = || all().iter().filter_map(|(path, _)| inside(path, table));
     let listener = || LISTENER.iter().map(|key| key.path).filter(|_| table.starts_with("listeners"));
     let top = ["listeners"].into_iter().filter(|_| table.is_empty());
-    let close = same_table().chain(listener()).chain(top).map(|known| (distance(known, name), known)).min();
-    if let Some((distance, known)) = close
-        && distance <= (name.chars().count() / 3).clamp(1, 2)
-    {
+    if let Some(known) = nearest(name, same_table().chain(listener()).chain(top)) {
         return Some(known.to_owned());
     }
     let elsewhere = all().iter().map(|(path, _)| path).find(|path| path.rsplit('.').next() == Some(name));
     elsewhere.cloned()
+}
+
+/// The one of `known` that `name` may have been meant to be.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, known) = known.map(|known| (distance(known, name), known)).min()?;
+    (distance <= (name.chars().count() / 3).clamp(1, 2)).then_some(known)
 }
 
 /// The next name of `path` after `table`.

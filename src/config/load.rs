@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use config::{ConfigError, Map, Source, Value, ValueKind};
 use secrecy::{ExposeSecret, SecretString};
 
+use super::curves;
 use super::keys;
-
 use super::strict::{self, Layer};
 use super::tables::{AuthTable, Tables, UpstreamTable};
 use super::validate::{self, Judge};
 use super::values::Raw;
 use super::{
-    ConfigFaults, Credentials, Fault, HostPort, Loaded, Origin, OverflowPolicy, Settings, SmtpTls, TlsLevel, Upstream,
-    UpstreamTls, UsersSettings,
+    ConfigFaults, Credentials, CurveName, Fault, HostPort, Loaded, Origin, OverflowPolicy, Settings, SmtpTls, TlsLevel,
+    Upstream, UpstreamTls, UsersSettings, Warmup,
 };
 use crate::message::Timestamp;
 
@@ -160,6 +160,8 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
             OverflowPolicy::Legacy => overflow.max_wait = std::time::Duration::ZERO,
             OverflowPolicy::HoldThenLegacy | OverflowPolicy::Hold => {}
         }
+        warmup.curves_file = warmup.curves_file.map(|path| input.folder.join(path));
+        shape(&mut warmup, judge);
         warmup
     });
     Settings {
@@ -174,6 +176,23 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
         queue: tables.queue,
         dns: tables.dns,
         smtp,
+    }
+}
+
+/// Looks the curve up. Numbers that `validate` has refused get no second fault.
+fn shape(warmup: &mut Warmup, judge: &mut Judge<'_>) {
+    let presets = match curves::read(warmup.curves_file.as_deref()) {
+        Ok(presets) => presets,
+        Err(curves::Unread::File(must)) => return judge.fault(&["warmup.curves_file"], &must),
+        Err(curves::Unread::Faults(mut faults)) => return judge.faults.append(&mut faults),
+    };
+    match curves::shape(warmup, &presets) {
+        Ok(curve) => warmup.shape = curve,
+        Err(must) if matches!(warmup.curve, CurveName::Named(_)) => judge.fault(&["warmup.curve"], &must),
+        Err(_) => return,
+    }
+    if warmup.shape.highest().is_some_and(|highest| highest < warmup.target as f64) {
+        judge.warn("warmup.curve", "the curve stands still below the target and never ends; choose one that grows on");
     }
 }
 
@@ -287,7 +306,7 @@ fn mode_open_to_others(path: &Path) -> Option<u32> {
     (mode & 0o007 != 0).then_some(mode)
 }
 
-fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
+pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
     let file = fs::File::open(path).map_err(|error| error.to_string())?;
     let about = file.metadata().map_err(|error| error.to_string())?;
     if about.is_dir() {
@@ -309,6 +328,6 @@ fn system_hostname() -> String {
     if name.is_empty() || !usable { "localhost".to_owned() } else { name }
 }
 
-const FILE_MAX_BYTES: u64 = 1 << 20; // far beyond any settings file, small enough to read whole
+pub(super) const FILE_MAX_BYTES: u64 = 1 << 20; // far beyond any settings file, small enough to read whole
 const SECRET_MAX_BYTES: u64 = 4096;
 const USERS_MAX_BYTES: u64 = 1 << 20; // about 8,000 users

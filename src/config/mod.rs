@@ -5,9 +5,10 @@
 //! Secrets are read here and never printed.
 //!
 //! `strict` finds what is malformed and where; the `config` crate lays defaults, file and environment over each
-//! other; `validate` judges the whole. `values` and `keys` say what is well-formed, `model` and `choices` are what comes out.
+//! other; `validate` judges the whole, `curves` finds the curve. `values` and `keys` say what is well-formed, `model` and `choices` are what comes out.
 
 mod choices;
+pub mod curves;
 mod keys;
 mod load;
 mod model;
@@ -149,6 +150,11 @@ impl Settings {
         let input = load::Input { text, name, folder: PathBuf::new(), file: None, now: SystemClock.now() };
         load::load(input, std::iter::empty())
     }
+}
+
+/// A share such as "50%", 0 to 1, as the settings write it. `Err` says what it must be.
+pub fn read_share(text: &str) -> Result<f64, String> {
+    <values::Share as values::Setting>::read(&values::Raw::Text(text.to_owned()))
 }
 
 /// This process' environment, for [`Settings::load`]. What is not UTF-8 is replaced, so that it is refused by name

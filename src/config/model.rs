@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::choices::*;
 use super::values::{self, *};
+use crate::policy::Curve;
 
 /// Everything the relay is told at start.
 #[derive(Clone, Debug)]
@@ -265,6 +266,12 @@ pub struct Warmup {
     pub providers: Providers,
     pub pace: Pace,
     pub overflow: Overflow,
+    /// Where named curves are looked up; `None`: those of the program.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub curves_file: Option<PathBuf>,
+    /// What `curve` and its numbers come to; filled in when the curves were read.
+    #[serde(skip)]
+    pub shape: Curve,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -18,6 +18,7 @@ use super::tables::{Tables, UpstreamTable};
 use super::values::Raw;
 use super::{Fault, Origin};
 use crate::message::Timestamp;
+use crate::policy::Curve;
 
 /// Collects what is wrong, and knows where each value stands.
 pub(super) struct Judge<'a> {
@@ -330,6 +331,8 @@ fn curve(warmup: &Warmup, judge: &mut Judge<'_>) {
         } else if let Some(pair) = list.windows(2).find(|pair| pair[1] < pair[0]) {
             let must = format!("must never fall from one stage to the next; {} comes after {}", pair[1], pair[0]);
             judge.fault(&["warmup.custom"], &must);
+        } else if list.len() > Curve::STAGES_MAX {
+            judge.fault(&["warmup.custom"], &format!("must hold at most {} numbers", Curve::STAGES_MAX));
         }
     } else if !list.is_empty() {
         let must = format!("must be left out with curve \"{}\", or the curve be \"custom\"", warmup.curve.name());
@@ -337,14 +340,6 @@ fn curve(warmup: &Warmup, judge: &mut Judge<'_>) {
     }
     judge.count("warmup.first_day", warmup.first_day, 1, RECIPIENTS_MAX);
     judge.range("warmup.growth", warmup.growth, 1.0, 10.0, |n| n.to_string());
-    let last = match warmup.curve {
-        CurveName::Custom => list.last().copied().unwrap_or(0),
-        CurveName::Formula => warmup.first_day,
-        CurveName::Gentle | CurveName::Standard | CurveName::Fast => return,
-    };
-    if warmup.growth == 1.0 && last < warmup.target {
-        judge.warn("warmup.growth", "`warmup.growth` = 1.0: the curve stands still below the target and never ends");
-    }
 }
 
 fn pace(pace: &Pace, judge: &mut Judge<'_>) {

@@ -5,13 +5,10 @@
 
 /// No curve goes beyond this many recipients a day; every whole number up to it is exact in an `f64`.
 const CEILING: f64 = 1e15;
-/// Longest list of stages taken from a configuration.
-const STAGES_MAX: usize = 10_000;
-
 /// Why a list of numbers is no curve.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CurveError {
-    #[error("a curve needs at least one stage and at most {STAGES_MAX}")]
+    #[error("a curve needs at least one stage and at most {}", Curve::STAGES_MAX)]
     Length,
     #[error("stage {stage} is {value}; every stage must be at least 1 recipient a day")]
     NotPositive { stage: usize, value: f64 },
@@ -31,9 +28,12 @@ pub struct Curve {
 }
 
 impl Curve {
+    /// Longest list of stages.
+    pub const STAGES_MAX: usize = 10_000;
+
     /// `stages` are recipients a day for stage 0, 1, …; after the last, each stage is `growth` x the one before.
     pub fn new(stages: Vec<f64>, growth: f64) -> Result<Self, CurveError> {
-        if stages.is_empty() || stages.len() > STAGES_MAX {
+        if stages.is_empty() || stages.len() > Curve::STAGES_MAX {
             return Err(CurveError::Length);
         }
         if !(1.0..=100.0).contains(&growth) {
@@ -66,7 +66,7 @@ impl Curve {
                     return Err(CurveError::DayOrder { before, day });
                 }
                 let gap = (day - before - 1) as usize;
-                if stages.len() + gap >= STAGES_MAX {
+                if stages.len() + gap >= Curve::STAGES_MAX {
                     return Err(CurveError::Length);
                 }
                 stages.extend(std::iter::repeat_n(held, gap));
@@ -92,21 +92,17 @@ impl Curve {
         Curve { stages: vec![200.0], growth: 2.0 }
     }
 
-    /// One of the built-in curves that need no numbers.
-    pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "gentle" => Some(Curve::gentle()),
-            "standard" => Some(Curve::standard()),
-            "fast" => Some(Curve::fast()),
-            _ => None,
-        }
-    }
-
     /// Recipients a day at `stage` (0 is the first day), not rounded. Never less than at the stage before; stands
     /// still at 10^15, however high the stage.
     pub fn at(&self, stage: u32) -> f64 {
         let listed = self.stages.get(stage as usize).copied();
         listed.unwrap_or_else(|| self.beyond_the_list(stage)).min(CEILING)
+    }
+
+    /// The most it will ever allow; `None`: it grows on.
+    pub fn highest(&self) -> Option<f64> {
+        let last = self.stages[self.stages.len() - 1]; // `new` refuses an empty list
+        (self.growth == 1.0).then_some(last)
     }
 
     /// c(0): what the very first day allows.
@@ -170,7 +166,7 @@ mod tests {
     #[test]
     fn lists_that_are_no_curve_are_refused() {
         assert_eq!(Curve::new(vec![], 2.0), Err(CurveError::Length));
-        assert_eq!(Curve::new(vec![1.0; STAGES_MAX + 1], 2.0), Err(CurveError::Length));
+        assert_eq!(Curve::new(vec![1.0; Curve::STAGES_MAX + 1], 2.0), Err(CurveError::Length));
         for value in [0.0, -5.0, 0.5, f64::INFINITY] {
             assert_eq!(Curve::new(vec![value], 2.0), Err(CurveError::NotPositive { stage: 0, value }));
         }

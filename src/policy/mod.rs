@@ -7,7 +7,7 @@
 //!
 //! | file | answers |
 //! |---|---|
-//! | [`curve`] | what a stage allows |
+//! | [`curve`], [`presets`] | what a stage allows; the curves that have a name |
 //! | [`calendar`] | when a day begins and ends |
 //! | [`stage`] | at a day boundary: the new stage and limit of a lane |
 //! | [`state`] | what that is called, and when a lane is complete |
@@ -16,6 +16,7 @@
 //! | [`wait`] | how much of what arrives may wait, and until when; the rest overflows |
 //! | [`stream`] | what the operator says about one kind of mail |
 //! | [`retry`] | when to try a refused delivery again |
+//! | [`plan`] | what all of this would do with a given demand |
 //!
 //! Deliberately not here: replies of servers (a brake comes in as a fact), names of providers, counting.
 
@@ -23,7 +24,10 @@ pub mod allowance;
 pub mod calendar;
 pub mod curve;
 pub mod pace;
+pub mod plan;
+pub mod presets;
 pub mod retry;
+pub mod rule_file;
 pub mod stage;
 pub mod state;
 pub mod stream;
@@ -33,6 +37,7 @@ pub use allowance::{Bound, Bounds, Closed, LaneView, Wake};
 pub use calendar::Calendar;
 pub use curve::Curve;
 pub use pace::{OpenHours, Pace, Window};
+pub use presets::{Preset, Presets};
 pub use retry::RetrySchedule;
 pub use stage::{Boundary, NextDay, Step};
 pub use state::{Refusals, StallReason, State};

@@ -156,7 +156,7 @@ impl Rules {
     }
 
     /// Sent enough of the limit for the day to move the ramp on. In calendar mode every day with a limit does.
-    fn counts(&self, sent: u64, limit: Option<u64>) -> bool {
+    pub(super) fn counts(&self, sent: u64, limit: Option<u64>) -> bool {
         match (limit, self.advance) {
             (None | Some(0), _) => false,
             (Some(_), Advance::Calendar) => true,

@@ -1,20 +1,22 @@
 //! What the relay tells the admin plane: one snapshot of the ledger, the pools and the disk. The queue is next door, in
 //! [`super::queue`].
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
 use super::gate::WarmupGate;
 use crate::admin::api::{
-    DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals, RouteStatus, Selection,
-    ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
+    ClockAnswer, ClockStatus, DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals,
+    RouteStatus, Selection, ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
 };
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
-use crate::clock::Clock;
+use crate::clock::{Clock, TrustedClock};
 use crate::delivery::dispatcher::Dispatcher;
-use crate::message::{DayRecord, LaneId, Route, StreamId, Timestamp};
+use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
 use crate::metrics::Metrics;
 use crate::policy;
+use crate::spool::backup::Holds;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
 use crate::spool::ledger::{Ledger, Total};
@@ -36,7 +38,9 @@ pub struct RelayBackend {
     /// The last job of an operator; they rise, also within one tick of the clock.
     pub last_job: AtomicI64,
     /// The time of the ramp.
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<TrustedClock>,
+    /// Keeps the spool's files from being removed.
+    pub holds: Holds,
     /// Room on the disk.
     pub watermark: Watermark,
     /// Names of the streams, by id.
@@ -53,7 +57,7 @@ pub struct RelayBackend {
 struct Numbers {
     warmup: Option<Warmup>,
     today: Today,
-    totals: [Total; 4],
+    totals: [Total; SHOWN.len()],
     queued_bytes: u64,
 }
 
@@ -68,7 +72,8 @@ pub struct Course {
     pub queued: u64,
 }
 
-const SHOWN: [State; 4] = [State::Held, State::Ready, State::Deferred, State::InFlight];
+const SHOWN: [State; 7] =
+    [State::Held, State::Ready, State::Deferred, State::InFlight, State::Paused, State::Dead, State::Quarantined];
 
 impl RelayBackend {
     /// Every day so far in one look.
@@ -85,7 +90,8 @@ impl RelayBackend {
     }
 
     async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
-        let now = self.clock.now();
+        let look = self.clock.look();
+        let now = look.time;
         let (gate, zone) = (self.gate.clone(), self.zone.clone());
         let numbers =
             self.spool.look(move |ledger, now| numbers(&gate, ledger, zone, now)).await.map_err(unavailable)?;
@@ -101,6 +107,11 @@ impl RelayBackend {
         Ok(Snapshot {
             version: env!("CARGO_PKG_VERSION").into(),
             now,
+            clock: ClockStatus {
+                trusted: !look.standing.is_doubtful(),
+                off_seconds: look.standing.off_seconds(),
+                shows: self.clock.reading().wall,
+            },
             warmup: numbers.warmup.ok_or_else(|| BackendError::Unavailable("the first day has not begun".into()))?,
             today: numbers.today,
             oldest_held: oldest[0].as_ref().map(|item| OldestHeld {
@@ -110,7 +121,15 @@ impl RelayBackend {
             }),
             new: self.route_status(Route::New),
             legacy: self.route_status(Route::Legacy),
-            queue: QueueTotals { held: totals(0), ready: totals(1), deferred: totals(2), inflight: totals(3) },
+            queue: QueueTotals {
+                held: totals(0),
+                ready: totals(1),
+                deferred: totals(2),
+                inflight: totals(3),
+                paused: totals(4),
+                dead: totals(5),
+                quarantined: totals(6),
+            },
             spool: SpoolStatus {
                 free_bytes,
                 required_bytes: self.watermark.min_free,
@@ -132,6 +151,16 @@ impl RelayBackend {
 
     pub(super) fn stream_name(&self, id: StreamId) -> String {
         self.streams.get(usize::from(id.0)).cloned().unwrap_or_else(|| format!("stream {}", id.0))
+    }
+
+    async fn believe_the_clock(&self) -> Result<ClockAnswer, BackendError> {
+        match self.spool.accept_clock().await.map_err(unavailable)? {
+            Some(moved) => {
+                self.dispatcher.nudge();
+                Ok(ClockAnswer { moved_seconds: moved / NANOS_PER_SECOND, now: self.clock.now() })
+            }
+            None => Err(BackendError::Refused("the clock is not in doubt: there is nothing to accept".into())),
+        }
     }
 
     pub(super) async fn blocking<R: Send + 'static>(
@@ -233,6 +262,14 @@ impl Backend for RelayBackend {
 
     fn step(&self, step: QueueStep, actor: u32) -> BoxFuture<'_, Result<StepAnswer, BackendError>> {
         Box::pin(self.stepped(step, actor))
+    }
+
+    fn hold_files(&self) -> Box<dyn Any + Send> {
+        Box::new(self.holds.hold())
+    }
+
+    fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
+        Box::pin(self.believe_the_clock())
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {

@@ -140,7 +140,7 @@ impl Observer for DoorCounter {
             RejectReason::RelayDenied => Rejection::RelayDenied,
             RejectReason::Disk => Rejection::Disk,
             RejectReason::Syntax | RejectReason::Content | RejectReason::Protocol => Rejection::Syntax,
-            RejectReason::BareNewline => Rejection::Smuggling,
+            RejectReason::BareNewline | RejectReason::StarttlsInjection => Rejection::Smuggling,
             RejectReason::Loop => Rejection::Loop,
             RejectReason::Limit | RejectReason::Busy => Rejection::TooMany,
             RejectReason::Timeout => Rejection::Timeout,

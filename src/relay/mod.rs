@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, ListenerProbe, ProbeDepth};
-use crate::clock::{Clock, MonotoneClock};
-use crate::config::{self, CurveName, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
+use crate::clock::{Clock, TrustedClock};
+use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
@@ -31,7 +31,7 @@ use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
-use crate::policy::{self, Calendar, Curve, Overflow, RetrySchedule, Rules, StreamRules};
+use crate::policy::{self, Calendar, Overflow, RetrySchedule, Rules, StreamRules};
 use crate::smtp::guessing::GuessRules;
 use crate::smtp::user_file::UserFile;
 use crate::smtp::users::Users;
@@ -42,9 +42,10 @@ use crate::smtp::{
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer, SpoolHandle};
 use crate::spool::disk::{DataDirectory, Watermark};
+use crate::spool::identity::Since;
 use crate::spool::reader::QueueReader;
 use crate::spool::sqlite::{DiskLimits, SqliteStore};
-use crate::spool::{Ledger, Spool, SpoolError};
+use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
 use backend::RelayBackend;
 use gate::WarmupGate;
 use intake::{DoorCounter, SpoolIntake, admits_loopback};
@@ -112,6 +113,15 @@ pub struct Relay {
     grace: Duration,
 }
 
+/// What is known about the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Look whether it is where it was.
+    AsFound,
+    /// It was restored, even if it looks the same: from a snapshot of its volume.
+    Restored,
+}
+
 /// Sockets are taken before the spool is opened.
 struct Sockets {
     smtp: Vec<(Server, SocketAddr, usize)>,
@@ -128,8 +138,11 @@ struct FrontDoor {
 impl Relay {
     /// Starts everything. On `Err` nothing of it runs.
     pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
-        // One clock for all, and one that never goes back.
-        let clock: Arc<dyn Clock> = Arc::new(MonotoneClock::new(clock));
+        Relay::start_on(settings, clock, Data::AsFound).await
+    }
+
+    /// The same; `data` says what an operator knows about the data directory and the relay cannot see.
+    pub async fn start_on(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
         raise_descriptor_limit();
         let gate = Arc::new(warmup_gate(settings)?);
         let plan = plan(settings, &gate)?;
@@ -144,8 +157,17 @@ impl Relay {
         let routes = [Some(&plan.new), plan.legacy.as_ref()];
         ourselves::refuse_loops(routes.into_iter().flatten().map(|route| &route.target), &bound).await?;
         let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
-        let store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
-        let (spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        let mut store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
+        // One clock for all, which goes on from what the spool has seen.
+        let stored = store.ledger_rows().map_err(StartError::of_spool)?;
+        let mark = stored.iter().find_map(|row| if let Row::Clock { mark, .. } = row { Some(*mark) } else { None });
+        let clock = Arc::new(TrustedClock::new(clock, mark));
+        let since = store.since();
+        let (mut spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        if mark.is_none() {
+            let latest = clock.now().after(plan.settle.retry.longest());
+            spool.due_by(latest).map_err(StartError::of_spool)?;
+        }
         refuse_stranded(settings, spool.ledger())?;
         tracing::info!(
             event = "spool.opened",
@@ -153,6 +175,15 @@ impl Relay {
             damaged = recovered.damaged,
             queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
         );
+        if data == Data::Restored || since == Since::Copied {
+            bring_back_paused(&mut spool, &gate, clock.now(), data)?;
+        } else if since == Since::Renumbered {
+            tracing::warn!(
+                event = "spool.moved",
+                "the data directory is on a device with another number; if it is from a snapshot of its volume, stop \
+                 and start with --restored"
+            );
+        }
         assemble(settings, clock, gate, plan, FrontDoor { tls, users }, sockets, spool)
     }
 
@@ -213,6 +244,28 @@ impl Sockets {
             .map_err(|e| StartError::DataDirectory(format!("the control socket cannot be made: {e}")))?;
         Ok(Sockets { smtp, http, control })
     }
+}
+
+/// Mail that may have been delivered since, and a ledger that knows nothing of it: neither may go on by itself.
+fn bring_back_paused(
+    spool: &mut Spool<SqliteStore>,
+    gate: &WarmupGate,
+    now: Timestamp,
+    data: Data,
+) -> Result<(), StartError> {
+    let paused = spool.bring_back_paused(gate, now).map_err(StartError::of_spool)?;
+    let reason = match data {
+        Data::Restored => "--restored",
+        Data::AsFound => "the database is not the file it was: restored or copied",
+    };
+    tracing::warn!(
+        event = "spool.restored",
+        reason,
+        messages = paused.items,
+        rcpts = paused.recipients,
+        "the last 24 hours count as used up; the mail is paused until `mailramp queue flush --state paused --yes`"
+    );
+    Ok(())
 }
 
 /// Connections are descriptors, and the usual soft limit is lower than the connections we may hold.
@@ -293,12 +346,12 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> StartError {
 
 fn assemble(
     settings: &Settings,
-    clock: Arc<dyn Clock>,
+    clock: Arc<TrustedClock>,
     gate: Arc<WarmupGate>,
     plan: Plan,
     front_door: FrontDoor,
     sockets: Sockets,
-    spool: Spool<SqliteStore>,
+    mut spool: Spool<SqliteStore>,
 ) -> Result<Relay, StartError> {
     let io = |error: io::Error| StartError::Io(error.to_string());
     let streams = vec![DEFAULT_STREAM.to_owned()];
@@ -310,6 +363,7 @@ fn assemble(
     let lines = waiting_lines(spool.ledger());
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(StartError::of_spool)?);
     let no_claims: CancellationToken = no_more_claims;
+    let holds = spool.store().holds();
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.clone());
     let (handle, committer) = committer::start(spool, gate.clone(), dispatcher.clone(), clock.clone()).map_err(io)?;
     let watermark = Watermark {
@@ -334,6 +388,7 @@ fn assemble(
         metrics: metrics.clone(),
         last_job: Default::default(),
         clock: clock.clone(),
+        holds,
         watermark,
         streams,
         zone: settings.timezone.iana_name().unwrap_or("UTC").to_owned(),
@@ -484,13 +539,6 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let Some(warmup) = &settings.warmup else {
         return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]));
     };
-    let curve = match warmup.curve {
-        CurveName::Gentle => Ok(Curve::gentle()),
-        CurveName::Standard => Ok(Curve::standard()),
-        CurveName::Fast => Ok(Curve::fast()),
-        CurveName::Formula => Curve::formula(warmup.first_day as f64, warmup.growth),
-        CurveName::Custom => Curve::new(warmup.custom.iter().map(|n| *n as f64).collect(), warmup.growth),
-    };
     let wrong = |error: &dyn std::error::Error| StartError::Settings(format!("[warmup]: {error}"));
     let overflow = match warmup.overflow.policy {
         OverflowPolicy::Legacy => Overflow::Legacy,
@@ -500,7 +548,7 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let stream = StreamRules { overflow, ..StreamRules::default() };
     let window = &warmup.pace.window;
     let rules = Rules {
-        curve: curve.map_err(|e| wrong(&e))?,
+        curve: warmup.shape.clone(),
         target: warmup.target,
         min_used: warmup.advance.min_used,
         advance: match warmup.advance.on {

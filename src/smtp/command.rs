@@ -2,7 +2,9 @@
 //!
 //! Knows syntax only: what a command means at this point of the session, and what is allowed, is the session's matter.
 
-use super::path::{PathError, forward_path, reverse_path};
+use super::chunk;
+use super::path::{Path, PathError, forward_path, reverse_path};
+use super::sasl::Response;
 
 /// A command, with slices of the line it was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,16 +12,28 @@ pub enum Command<'a> {
     /// The name the client gives itself; not checked, never trusted.
     Ehlo(&'a [u8]),
     Helo(&'a [u8]),
-    /// `path`: what stood between `<` and `>`. `parameters`: the rest of the line without surrounding spaces.
+    /// `parameters`: the rest of the line without surrounding spaces.
     Mail {
-        path: &'a [u8],
+        path: Path<'a>,
         parameters: &'a [u8],
     },
     Rcpt {
-        path: &'a [u8],
+        path: Path<'a>,
         parameters: &'a [u8],
     },
     Data,
+    /// BDAT (RFC 3030): so many octets follow the line, which are no commands.
+    Chunk {
+        octets: u64,
+        last: bool,
+    },
+    /// STARTTLS (RFC 3207).
+    StartTls,
+    /// AUTH (RFC 4954).
+    Auth {
+        mechanism: &'a [u8],
+        initial: Option<Response<'a>>,
+    },
     Rset,
     Noop,
     Quit,
@@ -36,10 +50,14 @@ pub enum Command<'a> {
 pub enum CommandError {
     Unknown,
     Syntax,
+    /// STARTTLS with a parameter.
+    Parameter,
+    /// BDAT without a good size: nobody knows how many octets follow that are no commands.
+    ChunkSize,
     SenderPath,
     RecipientPath,
-    /// An address with octets beyond ASCII.
-    EightBit,
+    /// An address with octets beyond ASCII which are no UTF-8, or to VRFY without saying SMTPUTF8.
+    NotUtf8,
 }
 
 /// Reads a line that has lost its CRLF.
@@ -63,17 +81,43 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, CommandError> {
             Ok(Command::Mail { path, parameters: parameters_behind(rest)? })
         }
         4 if is("DATA") => alone(Command::Data),
+        4 if is("BDAT") => {
+            let (octets, last) = chunk::announced(argument).ok_or(CommandError::ChunkSize)?;
+            Ok(Command::Chunk { octets, last })
+        }
         4 if is("EHLO") => named(Command::Ehlo(argument)),
         4 if is("HELO") => named(Command::Helo(argument)),
         4 if is("RSET") => alone(Command::Rset),
         4 if is("QUIT") => alone(Command::Quit),
         4 if is("NOOP") => Ok(Command::Noop),
         4 if is("HELP") => Ok(Command::Help),
-        4 if is("VRFY") => named(Command::Vrfy),
+        4 if is("VRFY") => vrfy(argument),
+        4 if is("AUTH") => auth(argument),
+        8 if is("STARTTLS") => alone(Command::StartTls).map_err(|_| CommandError::Parameter),
         4 if is("EXPN") || is("ETRN") => Ok(Command::NotOffered),
         7 | 8 if is("XCLIENT") || is("XFORWARD") => Ok(Command::NotOffered),
         3 | 4 | 7 if ["GET", "POST", "HEAD", "PUT", "CONNECT"].into_iter().any(is) => Ok(Command::Http),
         _ => Err(CommandError::Unknown),
+    }
+}
+
+/// The name of a mechanism, perhaps with an initial response. Nothing else may stand there (RFC 4954 §4).
+fn auth(argument: &[u8]) -> Result<Command<'_>, CommandError> {
+    let mut words = argument.split(|octet| *octet == b' ').filter(|word| !word.is_empty());
+    match (words.next(), words.next(), words.next()) {
+        (Some(mechanism), initial, None) => Ok(Command::Auth { mechanism, initial: initial.map(Response) }),
+        _ => Err(CommandError::Syntax),
+    }
+}
+
+/// Octets beyond ASCII need SMTPUTF8 at the end (RFC 6531 §3.7.4.2).
+fn vrfy(argument: &[u8]) -> Result<Command<'_>, CommandError> {
+    let last = argument.rsplit(|octet| *octet == b' ').next().unwrap_or_default();
+    let asks_for_utf8 = last.eq_ignore_ascii_case(b"SMTPUTF8") && std::str::from_utf8(argument).is_ok();
+    match argument {
+        [] => Err(CommandError::Syntax),
+        _ if argument.is_ascii() || asks_for_utf8 => Ok(Command::Vrfy),
+        _ => Err(CommandError::NotUtf8),
     }
 }
 
@@ -97,7 +141,7 @@ fn parameters_behind(rest: &[u8]) -> Result<&[u8], CommandError> {
 fn path_error(error: PathError, syntax: CommandError) -> CommandError {
     match error {
         PathError::Syntax => syntax,
-        PathError::EightBit => CommandError::EightBit,
+        PathError::NotUtf8 => CommandError::NotUtf8,
     }
 }
 
@@ -108,101 +152,54 @@ fn trim_spaces(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// What the parameters of MAIL ask for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MailParameters {
-    /// SIZE= (RFC 1870). A number too great for 64 bits is `u64::MAX`: over every limit.
-    pub size: Option<u64>,
-    /// Those to repeat to the next hop, octet by octet, joined by single spaces.
-    pub repeated: Vec<u8>,
-}
-
-/// Why parameters were refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ParameterError {
-    Syntax,
-    /// Belongs to an extension that EHLO did not offer.
-    Unknown,
-}
-
-/// Reads the parameters of MAIL: SIZE and BODY, each at most once.
-pub fn mail_parameters(text: &[u8]) -> Result<MailParameters, ParameterError> {
-    let mut read = MailParameters::default();
-    let mut body = false;
-    for word in text.split(|octet| *octet == b' ').filter(|word| !word.is_empty()) {
-        let (keyword, value) = split_parameter(word)?;
-        if keyword.eq_ignore_ascii_case(b"SIZE") {
-            let size = value.and_then(decimal).ok_or(ParameterError::Syntax)?;
-            if read.size.replace(size).is_some() {
-                return Err(ParameterError::Syntax);
-            }
-        } else if keyword.eq_ignore_ascii_case(b"BODY") {
-            let known = |v: &[u8]| v.eq_ignore_ascii_case(b"7BIT") || v.eq_ignore_ascii_case(b"8BITMIME");
-            if std::mem::replace(&mut body, true) || !value.is_some_and(known) {
-                return Err(ParameterError::Syntax);
-            }
-            read.repeated.extend_from_slice(word);
-        } else {
-            return Err(ParameterError::Unknown);
-        }
-    }
-    Ok(read)
-}
-
-/// Reads the parameters of RCPT: none is offered.
-pub fn rcpt_parameters(text: &[u8]) -> Result<(), ParameterError> {
-    match text.split(|octet| *octet == b' ').find(|word| !word.is_empty()) {
-        None => Ok(()),
-        Some(word) => split_parameter(word).and(Err(ParameterError::Unknown)),
-    }
-}
-
-/// `keyword` or `keyword=value` (RFC 5321 §4.1.2, esmtp-param).
-fn split_parameter(word: &[u8]) -> Result<(&[u8], Option<&[u8]>), ParameterError> {
-    let equals = word.iter().position(|octet| *octet == b'=');
-    let (keyword, value) = match equals {
-        Some(at) => (&word[..at], Some(&word[at + 1..])),
-        None => (word, None),
-    };
-    let keyword_is_good = keyword.first().is_some_and(u8::is_ascii_alphanumeric)
-        && keyword.iter().all(|octet| octet.is_ascii_alphanumeric() || *octet == b'-');
-    let value_is_good =
-        value.is_none_or(|v| !v.is_empty() && v.iter().all(|octet| matches!(octet, 33..=60 | 62..=126)));
-    if keyword_is_good && value_is_good { Ok((keyword, value)) } else { Err(ParameterError::Syntax) }
-}
-
-/// Digits only; saturates, because a size beyond 64 bits is still a size, and refused as one.
-fn decimal(text: &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for octet in text {
-        let digit = octet.is_ascii_digit().then(|| u64::from(octet - b'0'))?;
-        value = value.checked_mul(10).and_then(|v| v.checked_add(digit)).unwrap_or(u64::MAX);
-        if value == u64::MAX {
-            return text.iter().all(u8::is_ascii_digit).then_some(u64::MAX);
-        }
-    }
-    Some(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    type Read = Result<Command<'static>, CommandError>;
+
+    /// Paths come from their own reader only, so that is how the expected ones are built.
+    fn path(text: &str, read: fn(&[u8]) -> Result<(Path<'_>, &[u8]), PathError>) -> Path<'static> {
+        read(format!("<{text}>").leak().as_bytes()).unwrap().0
+    }
+
+    fn mail(text: &str, parameters: &'static str) -> Read {
+        Ok(Command::Mail { path: path(text, reverse_path), parameters: parameters.as_bytes() })
+    }
+
+    fn rcpt(text: &str, parameters: &'static str) -> Read {
+        Ok(Command::Rcpt { path: path(text, forward_path), parameters: parameters.as_bytes() })
+    }
+
+    fn auth(mechanism: &'static str, initial: Option<&'static str>) -> Read {
+        let initial = initial.map(|text| Response(text.as_bytes()));
+        Ok(Command::Auth { mechanism: mechanism.as_bytes(), initial })
+    }
+
     #[test]
     fn commands_are_read_in_any_case_and_keep_their_octets() {
-        let mail = |path, parameters| Ok(Command::Mail { path, parameters });
-        let rcpt = |path, parameters| Ok(Command::Rcpt { path, parameters });
-        let table: [(&str, Result<Command<'_>, CommandError>); 24] = [
+        let table: [(&str, Result<Command<'_>, CommandError>); 35] = [
             ("EHLO client.example", Ok(Command::Ehlo(b"client.example"))),
             ("helo [192.0.2.1]", Ok(Command::Helo(b"[192.0.2.1]"))),
-            ("MAIL FROM:<a@b.example>", mail(b"a@b.example", b"")),
-            ("mail from:<A@b.Example> size=1  BODY=7bit ", mail(b"A@b.Example", b"size=1  BODY=7bit")),
-            ("MAIL FROM: <a@b.example>", mail(b"a@b.example", b"")),
-            ("MAIL FROM:<>", mail(b"", b"")),
-            ("RCPT TO:<\"a b>\"@c.example> NOTIFY=NEVER", rcpt(b"\"a b>\"@c.example", b"NOTIFY=NEVER")),
-            ("RCPT TO:<Postmaster>", rcpt(b"Postmaster", b"")),
+            ("MAIL FROM:<a@b.example>", mail("a@b.example", "")),
+            ("mail from:<A@b.Example> size=1  BODY=7bit ", mail("A@b.Example", "size=1  BODY=7bit")),
+            ("MAIL FROM: <a@b.example>", mail("a@b.example", "")),
+            ("MAIL FROM:<>", mail("", "")),
+            ("RCPT TO:<\"a b>\"@c.example> NOTIFY=NEVER", rcpt("\"a b>\"@c.example", "NOTIFY=NEVER")),
+            ("RCPT TO:<Postmaster>", rcpt("Postmaster", "")),
             ("DATA", Ok(Command::Data)),
             ("data ", Ok(Command::Data)),
+            ("BDAT 0", Ok(Command::Chunk { octets: 0, last: false })),
+            ("bdat 86  last", Ok(Command::Chunk { octets: 86, last: true })),
+            ("BDAT 18446744073709551615", Ok(Command::Chunk { octets: u64::MAX, last: false })),
+            ("STARTTLS", Ok(Command::StartTls)),
+            ("starttls ", Ok(Command::StartTls)),
+            ("AUTH PLAIN", auth("PLAIN", None)),
+            ("auth plain =", auth("plain", Some("="))),
+            ("AUTH LOGIN YW5uYQ==", auth("LOGIN", Some("YW5uYQ=="))),
+            ("MAIL FROM:<jürgen@b.example>", mail("jürgen@b.example", "")),
+            ("RCPT TO:<jürgen@b.example>", rcpt("jürgen@b.example", "")),
+            ("VRFY jürgen smtputf8", Ok(Command::Vrfy)),
             ("NOOP whatever", Ok(Command::Noop)),
             ("HELP MAIL", Ok(Command::Help)),
             ("VRFY postmaster", Ok(Command::Vrfy)),
@@ -230,7 +227,17 @@ mod tests {
             (" NOOP", CommandError::Unknown),
             ("NOOPS", CommandError::Unknown),
             ("MA\tIL FROM:<a@b.example>", CommandError::Unknown),
-            ("STARTTLS", CommandError::Unknown),
+            ("STARTTLSX", CommandError::Unknown),
+            ("STARTTLS now", CommandError::Parameter),
+            ("AUTH", CommandError::Syntax),
+            ("AUTH PLAIN a b", CommandError::Syntax),
+            ("VRFY", CommandError::Syntax),
+            ("VRFY jürgen", CommandError::NotUtf8),
+            ("BDAT", CommandError::ChunkSize),
+            ("BDAT LAST", CommandError::ChunkSize),
+            ("BDAT -1", CommandError::ChunkSize),
+            ("BDAT 1 2", CommandError::ChunkSize),
+            ("BDAT 18446744073709551616", CommandError::ChunkSize),
             ("EHLO", CommandError::Syntax),
             ("DATA junk", CommandError::Syntax),
             ("RSET now", CommandError::Syntax),
@@ -243,50 +250,10 @@ mod tests {
             ("RCPT TO:<a>", CommandError::RecipientPath),
             ("RCPT TO:<>", CommandError::RecipientPath),
             ("RCPT TO:<@relay.example:a@b.example>", CommandError::RecipientPath),
-            ("RCPT TO:<jürgen@b.example>", CommandError::EightBit),
         ] {
             assert_eq!(parse(line.as_bytes()), Err(error), "{line}");
         }
-    }
-
-    #[test]
-    fn size_is_read_and_body_is_repeated() {
-        for (text, size, repeated) in [
-            ("", None, ""),
-            ("SIZE=10", Some(10), ""),
-            ("size=0", Some(0), ""),
-            ("SIZE=10 BODY=8BITMIME", Some(10), "BODY=8BITMIME"),
-            ("body=7bit  SIZE=10", Some(10), "body=7bit"),
-            ("SIZE=18446744073709551616", Some(u64::MAX), ""),
-            ("SIZE=99999999999999999999999", Some(u64::MAX), ""),
-        ] {
-            let expected = MailParameters { size, repeated: repeated.into() };
-            assert_eq!(mail_parameters(text.as_bytes()), Ok(expected), "{text}");
-        }
-    }
-
-    #[test]
-    fn parameters_that_are_malformed_or_not_offered_are_told_apart() {
-        for (text, error) in [
-            ("SIZE", ParameterError::Syntax),
-            ("SIZE=", ParameterError::Syntax),
-            ("SIZE=1x", ParameterError::Syntax),
-            ("SIZE=99999999999999999999999x", ParameterError::Syntax),
-            ("SIZE=-1", ParameterError::Syntax),
-            ("SIZE=1 SIZE=2", ParameterError::Syntax),
-            ("BODY=BINARYMIME", ParameterError::Syntax),
-            ("=x", ParameterError::Syntax),
-            ("A=b=c", ParameterError::Syntax),
-            ("-A=b", ParameterError::Syntax),
-            ("RET=\u{1}", ParameterError::Syntax),
-            ("SMTPUTF8", ParameterError::Unknown),
-            ("RET=HDRS", ParameterError::Unknown),
-            ("AUTH=<>", ParameterError::Unknown),
-        ] {
-            assert_eq!(mail_parameters(text.as_bytes()), Err(error), "{text}");
-        }
-        assert_eq!(rcpt_parameters(b""), Ok(()));
-        assert_eq!(rcpt_parameters(b"NOTIFY=NEVER"), Err(ParameterError::Unknown));
-        assert_eq!(rcpt_parameters(b"=NEVER"), Err(ParameterError::Syntax));
+        assert_eq!(parse(b"RCPT TO:<\xff@b.example>"), Err(CommandError::NotUtf8));
+        assert_eq!(parse(b"VRFY \xff SMTPUTF8"), Err(CommandError::NotUtf8));
     }
 }

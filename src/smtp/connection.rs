@@ -22,8 +22,8 @@ use super::settings::contains;
 use super::stream::{Input, Stream};
 use super::tls::{HandshakeError, ServerTls};
 use super::{
-    AuthVerdict, Authenticator, BodySink, Intake, Login, Observer, RejectReason, Replies, SessionSettings, Submission,
-    TlsMode,
+    AuthVerdict, Authenticator, BodySink, Intake, Login, Note, Observer, RejectReason, Replies, SessionSettings,
+    Submission, TlsMode,
 };
 use crate::log;
 use crate::message::{Envelope, QueueId, Timestamp};
@@ -272,8 +272,17 @@ impl<I: Intake> Connection<I> {
     }
 
     fn report_rejections(&mut self, id: Option<QueueId>) {
+        let mut notes = self.replies.notes.drain(..).peekable();
         for reason in self.replies.rejected.drain(..) {
-            self.shared.reject(reason, self.client, self.session.user(), id, None);
+            let detail = notes.next_if(|note| note.is_about(reason)).map(|note| match note {
+                Note::BareNewline { hex } => format!("octets {hex}"),
+                Note::PasswordExposed { user: None } => "password exposed".into(),
+                Note::PasswordExposed { user: Some(user) } => {
+                    format!("password exposed of {}", log::mask(user.as_bytes()))
+                }
+            });
+            let detail = detail.as_ref().map(|detail| detail as &dyn std::fmt::Display);
+            self.shared.reject(reason, self.client, self.session.user(), id, detail);
         }
     }
 
@@ -312,8 +321,11 @@ impl<I: Intake> Connection<I> {
                 }
                 input = self.stream.read() => {
                     let input = input?;
-                    self.window.octets += input.octets().len() as u64;
-                    self.window.left = self.window.left.saturating_sub(since.elapsed());
+                    // Between two chunks of a message the client owes no rate.
+                    if self.session.is_in_data() {
+                        self.window.octets += input.octets().len() as u64;
+                        self.window.left = self.window.left.saturating_sub(since.elapsed());
+                    }
                     return Ok(Some(input));
                 }
                 () = &mut self.timer => {

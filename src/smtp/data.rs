@@ -1,16 +1,20 @@
-//! Where a message ends, and what it contains: the octets between 354 and the final dot.
+//! Where a message ends, and what it contains: the octets between 354 and the final dot, or those of BDAT chunks.
 //!
 //! Promises: a message ends at CRLF `.` CRLF (or `.` CRLF as its very first line) and at nothing that merely looks
 //! like it, so that no server behind us can see an end, and commands after it, where we saw text (SMTP smuggling). The
 //! result does not depend on how the network cut the input. Text is handed on in whole runs, not line by line.
 //!
-//! Judges nothing: it flags what the session then refuses at the true end. Un-stuffs leading dots (RFC 5321 §4.5.2).
+//! Judges nothing: it flags what the session then refuses at the true end. Un-stuffs leading dots (RFC 5321 §4.5.2),
+//! which mean nothing in a chunk (RFC 3030 §2).
 
 use memchr::{memchr, memchr2};
 
 /// A longer line is flagged. RFC 5321 §4.5.3.1.6 allows 998 octets and CRLF; applications send more, and a relay that
 /// folds breaks DKIM, so up to here lines pass as they are.
 pub const LINE_MAX_OCTETS: u64 = 64 * 1024;
+
+/// Of what stood around a lone CR or LF, for the log.
+pub const OFFENCE_MAX_OCTETS: usize = 32;
 
 const CR: u8 = b'\r';
 const LF: u8 = b'\n';
@@ -24,10 +28,12 @@ pub enum Piece<'a> {
     End,
 }
 
-/// Reads one message. `Default` starts at its first octet.
+/// Reads one message. `Default` starts at the first octet of one that ends with a dot.
 #[derive(Debug, Default)]
 pub struct DataScanner {
     state: State,
+    /// The message comes in chunks: leading dots are text and nothing in it is its end.
+    chunked: bool,
     /// Mend a lone CR or LF to CRLF instead of flagging it. A mended line end never ends the message.
     normalize: bool,
     bare_newline: bool,
@@ -35,6 +41,8 @@ pub struct DataScanner {
     long_line: bool,
     /// Octets of the current line so far.
     line_octets: u64,
+    /// The lone CR or LF that came first, with what stood behind it.
+    offence: Vec<u8>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -57,6 +65,24 @@ impl DataScanner {
         DataScanner { normalize, ..DataScanner::default() }
     }
 
+    /// For a message that comes in chunks.
+    pub fn chunked(normalize: bool) -> Self {
+        DataScanner { normalize, chunked: true, ..DataScanner::default() }
+    }
+
+    /// What a log may show of the first lone CR or LF: it and what was behind it in the same read, at most
+    /// [`OFFENCE_MAX_OCTETS`]; empty while there was none.
+    pub fn offence(&self) -> &[u8] {
+        &self.offence
+    }
+
+    /// The last chunk has ended: a CR that was the last octet stays alone.
+    pub fn end(&mut self) {
+        if matches!(self.state, State::Cr) {
+            self.offend(b"\r", b"");
+        }
+    }
+
     /// A CR or LF stood alone; never set when mending.
     pub fn bare_newline(&self) -> bool {
         self.bare_newline
@@ -76,7 +102,7 @@ impl DataScanner {
         loop {
             let first = *input.first()?;
             match self.state {
-                State::LineStart if first == b'.' => {
+                State::LineStart if first == b'.' && !self.chunked => {
                     *input = &input[1..];
                     self.state = State::Dot;
                 }
@@ -93,7 +119,7 @@ impl DataScanner {
                 State::DotCr => {
                     // The octet is looked at again as part of the line: it may be the CR of a true CRLF.
                     self.state = State::Inside;
-                    return Some(Piece::Text(self.lone(b"\r")));
+                    return Some(Piece::Text(self.lone(b"\r", input)));
                 }
                 State::Cr if first == LF => {
                     let text;
@@ -108,7 +134,7 @@ impl DataScanner {
                         self.line_octets = 0;
                         return Some(Piece::Text(b"\n"));
                     }
-                    self.bare_newline = true;
+                    self.offend(b"\r", input);
                 }
                 State::Inside => return Some(Piece::Text(self.run(input))),
             }
@@ -144,12 +170,12 @@ impl DataScanner {
                 (lone, _) if self.normalize => {
                     if found == 0 {
                         *input = &bytes[1..];
-                        return self.lone(if lone == CR { b"\r" } else { b"\n" });
+                        return self.lone(if lone == CR { b"\r" } else { b"\n" }, b"");
                     }
                     break found;
                 }
-                _ => {
-                    self.bare_newline = true;
+                (lone, _) => {
+                    self.offend(&[lone], &bytes[found + 1..]);
                     at = found + 1;
                 }
             }
@@ -161,13 +187,21 @@ impl DataScanner {
         text
     }
 
-    /// What a lone CR or LF becomes.
-    fn lone(&mut self, octet: &'static [u8]) -> &'static [u8] {
+    /// A CR or LF stands alone, in front of `behind`.
+    fn offend(&mut self, lone: &[u8], behind: &[u8]) {
+        if !self.bare_newline {
+            self.offence = lone.iter().chain(behind).take(OFFENCE_MAX_OCTETS).copied().collect();
+        }
+        self.bare_newline = true;
+    }
+
+    /// What a lone CR or LF in front of `behind` becomes.
+    fn lone(&mut self, octet: &'static [u8], behind: &[u8]) -> &'static [u8] {
         if self.normalize {
             self.line_octets = 0;
             return b"\r\n";
         }
-        self.bare_newline = true;
+        self.offend(octet, behind);
         self.line_octets += 1;
         octet
     }
@@ -303,6 +337,57 @@ mod tests {
     }
 
     #[test]
+    fn the_first_lone_newline_is_kept_for_the_log() {
+        for (input, size, kept) in [
+            (&b"ab\ncd\ne"[..], 100, &b"\ncd\ne"[..]),
+            (b"ab\rcd", 3, b"\rcd"),
+            (b"ab\r\n.\rcd", 100, b"\rcd"),
+            (b"ab\r\n", 1, b""),
+            (&[b"\n".to_vec(), vec![b'x'; 100]].concat(), 200, &[b"\n".to_vec(), vec![b'x'; 31]].concat()),
+        ] {
+            let mut scanner = DataScanner::default();
+            for mut chunk in input.chunks(size) {
+                while scanner.next(&mut chunk).is_some() {}
+            }
+            assert_eq!(scanner.offence(), kept, "{input:?} in parts of {size}");
+        }
+    }
+
+    /// Feeds a chunked message in parts of the given sizes.
+    fn scan_chunked(input: &[u8], normalize: bool, sizes: &[usize]) -> (Vec<u8>, bool, bool) {
+        let mut scanner = DataScanner::chunked(normalize);
+        let (mut text, mut rest, mut turn) = (Vec::new(), input, 0);
+        while !rest.is_empty() {
+            let (mut part, behind) = rest.split_at(sizes[turn % sizes.len()].clamp(1, rest.len()));
+            (rest, turn) = (behind, turn + 1);
+            while let Some(piece) = scanner.next(&mut part) {
+                let Piece::Text(run) = piece else { panic!("a chunk has no end of its own") };
+                text.extend_from_slice(run);
+            }
+        }
+        scanner.end();
+        (text, scanner.bare_newline(), scanner.nul())
+    }
+
+    #[test]
+    fn dots_in_chunks_are_text() {
+        for text in [".\r\n", "a\r\n.\r\nQUIT\r\n", "..\r\n.", "\r\n.\r\n"] {
+            for size in [1, 2, 3, 100] {
+                let read = scan_chunked(text.as_bytes(), false, &[size]);
+                assert_eq!(read, (text.into(), false, false), "{text:?} in parts of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cr_as_the_very_last_octet_stands_alone() {
+        for size in [1, 100] {
+            assert!(scan_chunked(b"a\r\nb\r", false, &[size]).1);
+            assert!(scan_chunked(b"a\r\nb\r", true, &[size]).1, "there is nothing to mend it with any more");
+        }
+    }
+
+    #[test]
     fn dots_are_unstuffed_and_nothing_else_changes() {
         for (sent, text) in [
             (".\r\n", ""),
@@ -369,6 +454,33 @@ mod tests {
             normalize: bool,
         ) {
             prop_assert_eq!(scan(&input, normalize, &sizes), reference(&input, normalize));
+        }
+
+        #[test]
+        fn chunks_agree_with_an_octet_wise_reference(
+            input in proptest::collection::vec(
+                proptest::sample::select(vec![b'\r', b'\n', b'\r', b'\n', b'.', b'.', b'a', 0u8]), 0..40),
+            sizes in proptest::collection::vec(1usize..6, 1..5),
+            normalize: bool,
+        ) {
+            let (mut text, mut bare, mut at) = (Vec::new(), false, 0);
+            while at < input.len() {
+                let rest = &input[at..];
+                if rest.starts_with(b"\r\n") {
+                    text.extend_from_slice(b"\r\n");
+                    at += 2;
+                    continue;
+                }
+                at += 1;
+                match rest[0] {
+                    b'\r' if rest.len() == 1 => { bare = true; text.push(b'\r') }
+                    b'\r' | b'\n' if normalize => text.extend_from_slice(b"\r\n"),
+                    lone @ (b'\r' | b'\n') => { bare = true; text.push(lone) }
+                    other => text.push(other),
+                }
+            }
+            let nul = input.contains(&0);
+            prop_assert_eq!(scan_chunked(&input, normalize, &sizes), (text, bare, nul));
         }
     }
 }

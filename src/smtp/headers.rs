@@ -24,7 +24,28 @@ pub struct Origin<'a> {
     pub helo: &'a [u8],
     /// It said EHLO.
     pub extended: bool,
+    pub secure: bool,
+    pub authenticated: bool,
+    /// MAIL asked for SMTPUTF8.
+    pub utf8: bool,
     pub client: IpAddr,
+}
+
+impl Origin<'_> {
+    /// The word behind `with` (RFC 3848, RFC 6531 §4.3). HELO has no variants: what they tell came with EHLO.
+    fn protocol(&self) -> &'static str {
+        match (self.utf8, self.extended, self.secure, self.authenticated) {
+            (true, _, false, false) => "UTF8SMTP",
+            (true, _, false, true) => "UTF8SMTPA",
+            (true, _, true, false) => "UTF8SMTPS",
+            (true, _, true, true) => "UTF8SMTPSA",
+            (false, false, _, _) => "SMTP",
+            (false, true, false, false) => "ESMTP",
+            (false, true, false, true) => "ESMTPA",
+            (false, true, true, false) => "ESMTPS",
+            (false, true, true, true) => "ESMTPSA",
+        }
+    }
 }
 
 /// The trace line for message `id` (RFC 5321 §4.4), folded, with its last CRLF.
@@ -39,7 +60,7 @@ pub fn received_line(origin: Origin<'_>, hostname: &str, id: QueueId, now: Times
     };
     let tag = if origin.client.is_ipv6() { "IPv6:" } else { "" };
     let client = origin.client;
-    let protocol = if origin.extended { "ESMTP" } else { "SMTP" };
+    let protocol = origin.protocol();
     let date = rfc5322_date(now);
     format!("Received: from {helo} ([{tag}{client}])\r\n\tby {hostname} with {protocol} ({SIGN} {id});\r\n\t{date}\r\n")
 }
@@ -171,8 +192,13 @@ mod tests {
         watch
     }
 
+    fn origin<'a>(helo: &'a str, client: &str) -> Origin<'a> {
+        let (secure, authenticated, utf8) = (false, false, false);
+        Origin { helo: helo.as_bytes(), extended: true, secure, authenticated, utf8, client: client.parse().unwrap() }
+    }
+
     fn line(helo: &str, client: &str) -> String {
-        let origin = Origin { helo: helo.as_bytes(), extended: true, client: client.parse().unwrap() };
+        let origin = origin(helo, client);
         received_line(origin, HOST, QueueId(1), Timestamp::from_seconds(1_751_364_000))
     }
 
@@ -184,6 +210,26 @@ mod tests {
              \tTue, 1 Jul 2025 10:00:00 +0000\r\n"
         );
         assert!(line("[IPv6:2001:db8::1]", "2001:db8::1").contains("from [IPv6:2001:db8::1] ([IPv6:2001:db8::1])"));
+    }
+
+    #[test]
+    fn the_protocol_tells_of_tls_login_and_utf8() {
+        for (name, extended, secure, authenticated, utf8) in [
+            ("SMTP", false, false, false, false),
+            ("SMTP", false, true, true, false),
+            ("ESMTP", true, false, false, false),
+            ("ESMTPS", true, true, false, false),
+            ("ESMTPA", true, false, true, false),
+            ("ESMTPSA", true, true, true, false),
+            ("UTF8SMTP", true, false, false, true),
+            ("UTF8SMTPS", true, true, false, true),
+            ("UTF8SMTPA", true, false, true, true),
+            ("UTF8SMTPSA", true, true, true, true),
+        ] {
+            let origin = Origin { extended, secure, authenticated, utf8, ..origin("app.example", "192.0.2.1") };
+            let line = received_line(origin, HOST, QueueId(1), Timestamp::from_seconds(0));
+            assert!(line.contains(&format!("by {HOST} with {name} (mailramp id ")), "{line}");
+        }
     }
 
     #[test]

@@ -2,30 +2,58 @@
 //!
 //! Promises: a line ends at CRLF and at nothing else; each line that is too long or holds a bare CR, a bare LF or a NUL
 //! is reported once, at the octet that made it so, and the rest of it is thrown away. A whole line in the input is
-//! returned without being copied; at most [`COMMAND_MAX_OCTETS`] are held back.
+//! returned without being copied; at most [`COMMAND_MAX_OCTETS`] are held back, or [`AUTH_MAX_OCTETS`] where a client
+//! authenticates. What was held back is wiped from memory, because it may be a password.
+
+use std::fmt;
 
 use memchr::{memchr, memchr3};
+use zeroize::Zeroizing;
 
 /// RFC 5321 §4.5.3.1.4 asks for 512, extensions add to it. With CRLF.
 pub const COMMAND_MAX_OCTETS: usize = 2048;
+/// Of an AUTH command and of each answer in its exchange (RFC 4954 §4), with CRLF.
+pub const AUTH_MAX_OCTETS: usize = 12_288;
+
+/// What the next line is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    Command,
+    /// The client's answer in an AUTH exchange.
+    Response,
+}
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line<'a> {
     /// Without CRLF.
-    Command(&'a [u8]),
+    Whole(&'a [u8]),
     /// More than [`COMMAND_MAX_OCTETS`].
     TooLong,
+    /// An AUTH command or an answer of more than [`AUTH_MAX_OCTETS`].
+    AuthTooLong,
     /// A CR without LF, a LF without CR, or a NUL.
     BareNewlineOrNul,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct LineReader {
     /// The beginning of a line whose end has not come.
-    partial: Vec<u8>,
+    partial: Zeroizing<Vec<u8>>,
     /// `partial` was returned as a line and has to go.
     returned: bool,
     skipping: Option<Skip>,
+    /// The bad line reported last began with BDAT.
+    bad_chunk: bool,
+}
+
+/// Octets held are counted and not shown.
+impl fmt::Debug for LineReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LineReader")
+            .field("held_octets", &self.held().len())
+            .field("skipping", &self.skipping)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Throwing away the rest of a bad line.
@@ -47,10 +75,15 @@ impl LineReader {
         if self.returned { &[] } else { &self.partial }
     }
 
+    /// The bad line reported last was a BDAT: octets that are no commands may follow, and nobody knows how many.
+    pub fn announced_chunk(&self) -> bool {
+        self.bad_chunk
+    }
+
     /// The next line at the front of `input`; `None` when all of it is used up.
-    pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Option<Line<'s>> {
+    pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8], expected: Expected) -> Option<Line<'s>> {
         if std::mem::take(&mut self.returned) {
-            self.partial = Vec::new();
+            self.partial = Zeroizing::default();
         }
         if let Some(skip) = self.skipping
             && self.skip(skip, input)
@@ -62,49 +95,69 @@ impl LineReader {
         }
         if self.partial.last() == Some(&b'\r') {
             if input[0] != b'\n' {
-                return Some(self.bad(Line::BareNewlineOrNul, false));
+                return Some(self.bad(Line::BareNewlineOrNul, false, b""));
             }
             *input = &input[1..];
             self.partial.pop();
             self.returned = true;
-            return Some(Line::Command(&self.partial));
+            return Some(Line::Whole(&self.partial));
         }
         let bytes = *input;
-        let room = COMMAND_MAX_OCTETS - self.partial.len();
+        let auth = expected == Expected::Response || self.begins_with(b"AUTH ", bytes);
+        let room = if auth { AUTH_MAX_OCTETS } else { COMMAND_MAX_OCTETS } - self.partial.len();
         let window = &bytes[..room.min(bytes.len())];
         match memchr3(b'\r', b'\n', 0, window) {
-            Some(at) if window[at] == b'\r' && at + 1 == window.len() => self.hold(window, input),
+            Some(at) if window[at] == b'\r' && at + 1 == window.len() => self.hold(window, input, room, auth),
             Some(at) if window[at] == b'\r' && window[at + 1] == b'\n' => {
                 *input = &bytes[at + 2..];
                 if self.partial.is_empty() {
-                    return Some(Line::Command(&bytes[..at]));
+                    return Some(Line::Whole(&bytes[..at]));
                 }
-                self.partial.extend_from_slice(&bytes[..at]);
+                self.keep(&bytes[..at]);
                 self.returned = true;
-                Some(Line::Command(&self.partial))
+                Some(Line::Whole(&self.partial))
             }
             Some(at) => {
                 *input = &bytes[at + 1..];
                 let ended_by_cr = window[at] == b'\r';
                 debug_assert!(!ended_by_cr || window[at + 1] != b'\n');
-                Some(self.bad(Line::BareNewlineOrNul, false))
+                Some(self.bad(Line::BareNewlineOrNul, false, window))
             }
-            None => self.hold(window, input),
+            None => self.hold(window, input, room, auth),
         }
     }
 
-    /// Keeps `window`, which has no line end, unless it fills the line.
-    fn hold(&mut self, window: &[u8], input: &mut &[u8]) -> Option<Line<'static>> {
+    /// The line so far, of which `bytes` come next, begins with `name`, in any case.
+    fn begins_with(&self, name: &[u8], bytes: &[u8]) -> bool {
+        let line = self.partial.iter().chain(bytes).take(name.len());
+        line.clone().count() == name.len() && line.zip(name).all(|(a, b)| a.eq_ignore_ascii_case(b))
+    }
+
+    /// A vector that grows by itself would leave a copy of what it held behind.
+    fn keep(&mut self, bytes: &[u8]) {
+        let octets = self.partial.len() + bytes.len();
+        if octets > self.partial.capacity() {
+            let mut larger = Zeroizing::new(Vec::with_capacity(octets.next_power_of_two()));
+            larger.extend_from_slice(&self.partial);
+            self.partial = larger;
+        }
+        self.partial.extend_from_slice(bytes);
+    }
+
+    /// Keeps `window`, which has no line end, unless it fills the line, in which `room` octets are left.
+    fn hold(&mut self, window: &[u8], input: &mut &[u8], room: usize, auth: bool) -> Option<Line<'static>> {
         *input = &input[window.len()..];
-        if self.partial.len() + window.len() < COMMAND_MAX_OCTETS {
-            self.partial.extend_from_slice(window);
+        if window.len() < room {
+            self.keep(window);
             return None;
         }
-        Some(self.bad(Line::TooLong, window.last() == Some(&b'\r')))
+        let line = if auth { Line::AuthTooLong } else { Line::TooLong };
+        Some(self.bad(line, window.last() == Some(&b'\r'), window))
     }
 
-    fn bad(&mut self, line: Line<'static>, behind_cr: bool) -> Line<'static> {
-        self.partial = Vec::new();
+    fn bad(&mut self, line: Line<'static>, behind_cr: bool, window: &[u8]) -> Line<'static> {
+        self.bad_chunk = self.begins_with(b"BDAT", window);
+        self.partial = Zeroizing::default();
         self.skipping = Some(Skip { behind_cr, report_bare: line == Line::BareNewlineOrNul });
         line
     }
@@ -143,10 +196,11 @@ mod tests {
         let mut reader = LineReader::default();
         let mut lines = Vec::new();
         for mut chunk in input.chunks(size) {
-            while let Some(line) = reader.next(&mut chunk) {
+            while let Some(line) = reader.next(&mut chunk, Expected::Command) {
                 lines.push(match line {
-                    Line::Command(text) => String::from_utf8(text.to_vec()).unwrap(),
+                    Line::Whole(text) => String::from_utf8(text.to_vec()).unwrap(),
                     Line::TooLong => "!long".into(),
+                    Line::AuthTooLong => "!auth".into(),
                     Line::BareNewlineOrNul => "!bare".into(),
                 });
             }
@@ -185,6 +239,57 @@ mod tests {
                 assert_eq!(lines[1], "QUIT");
             }
         }
+    }
+
+    #[test]
+    fn an_auth_line_may_have_12288_octets_with_its_crlf() {
+        for (octets, expected) in [(12_286, "auth "), (12_287, "!auth"), (30_000, "!auth")] {
+            let input = format!("auth {}\r\nQUIT\r\n", "x".repeat(octets - 5));
+            for size in [1, 7, 2048, 12_288, 20_000, 50_000] {
+                let lines = lines(input.as_bytes(), size);
+                assert_eq!(lines.len(), 2, "{octets} octets in chunks of {size}");
+                assert_eq!(&lines[0][..5], expected, "{octets} octets in chunks of {size}");
+                assert_eq!(lines[1], "QUIT");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_to_auth_may_be_as_long_whatever_it_begins_with() {
+        for (octets, expected) in [(12_286, Line::Whole(&[b'x'; 12_286])), (12_287, Line::AuthTooLong)] {
+            let input = [vec![b'x'; octets], b"\r\n".to_vec()].concat();
+            let mut reader = LineReader::default();
+            let mut first = &input[..5000];
+            assert_eq!(reader.next(&mut first, Expected::Response), None);
+            assert_eq!(reader.next(&mut &input[5000..], Expected::Response), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_bad_line_tells_whether_it_announced_a_chunk() {
+        for (input, chunk) in
+            [("BDAT 5\nx", true), ("bdat\0", true), ("NOOP\n", false), ("NOOP BDAT\n", false), ("BDA\n", false)]
+        {
+            for size in [1, 2, 100] {
+                let mut reader = LineReader::default();
+                let mut bad = 0;
+                for mut part in input.as_bytes().chunks(size) {
+                    while reader.next(&mut part, Expected::Command).is_some() {
+                        bad += 1;
+                        assert_eq!(reader.announced_chunk(), chunk, "{input:?} in chunks of {size}");
+                    }
+                }
+                assert_eq!(bad, 1);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_held_back_is_not_printed() {
+        let mut reader = LineReader::default();
+        assert_eq!(reader.next(&mut &b"AUTH PLAIN AGFu"[..], Expected::Command), None);
+        let shown = format!("{reader:?}");
+        assert!(shown.contains("held_octets: 15") && !shown.contains("65"), "{shown}");
     }
 
     proptest! {

@@ -8,6 +8,7 @@
 //! neither spool nor policy.
 
 pub mod auth;
+pub mod chunk;
 pub mod command;
 mod connection;
 pub mod counts;
@@ -15,9 +16,11 @@ pub mod data;
 pub mod guessing;
 pub mod headers;
 pub mod line;
+pub mod parameters;
 pub mod path;
 mod rejections;
 pub mod replies;
+pub mod sasl;
 pub mod server;
 pub mod session;
 pub mod settings;
@@ -35,7 +38,7 @@ use crate::reply::Reply;
 
 pub use auth::{AuthVerdict, Authenticator, Login};
 pub use counts::ConnectionCounts;
-pub use replies::Replies;
+pub use replies::{Note, Replies};
 pub use server::{Door, ListenerSettings, Server};
 pub use settings::{AuthPolicy, SessionSettings, Timeouts, TlsMode};
 pub use tls::{CertificateError, ServerTls};
@@ -104,7 +107,9 @@ pub enum RejectReason {
     /// Too many recipients, or too many errors.
     Limit,
     BareNewline,
-    /// NUL, or a line of more than 64 KiB.
+    /// Octets behind STARTTLS that came before the handshake.
+    StarttlsInjection,
+    /// NUL, a line of more than 64 KiB, or one in chunks that does not end.
     Content,
     Loop,
     Timeout,
@@ -119,7 +124,7 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
-    pub const ALL: [RejectReason; 14] = [
+    pub const ALL: [RejectReason; 15] = [
         RejectReason::Size,
         RejectReason::Auth,
         RejectReason::RelayDenied,
@@ -127,6 +132,7 @@ impl RejectReason {
         RejectReason::Syntax,
         RejectReason::Limit,
         RejectReason::BareNewline,
+        RejectReason::StarttlsInjection,
         RejectReason::Content,
         RejectReason::Loop,
         RejectReason::Timeout,
@@ -145,6 +151,7 @@ impl RejectReason {
             RejectReason::Syntax => "syntax",
             RejectReason::Limit => "limit",
             RejectReason::BareNewline => "bare_newline",
+            RejectReason::StarttlsInjection => "starttls_injection",
             RejectReason::Content => "content",
             RejectReason::Loop => "loop",
             RejectReason::Timeout => "timeout",

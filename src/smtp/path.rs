@@ -1,43 +1,72 @@
-//! The syntax of reverse-path and forward-path (RFC 5321 §4.1.2), to know where one ends and whether it is one.
+//! The syntax of reverse-path and forward-path (RFC 5321 §4.1.2, RFC 6531 §3.3), to know where one ends and whether it
+//! is one.
 //!
-//! Promises: what is returned is what the client sent, octet by octet, without CR, LF, NUL or any other control, and
-//! with quotes balanced, so it can be repeated to the next hop between `<` and `>` and means the same there.
+//! Promises: a [`Path`] is what the client sent, octet by octet, UTF-8 without CR, LF, NUL or any other control, and
+//! with quotes balanced, so it can be repeated to the next hop between `<` and `>` and means the same there. There is no
+//! other way to build one than to read it.
 //!
 //! Source routes (`<@a,@b:c@d>`) are refused; lengths are not judged beyond what DNS allows, because bounce addresses
-//! in use exceed the 64 octets of a local part. An underscore in a domain passes: such hosts exist.
+//! in use exceed the 64 octets of a local part. An underscore in a domain passes: such hosts exist. Whether a domain in
+//! UTF-8 is a good one (IDNA) is the next hop's matter.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 const DOMAIN_MAX_OCTETS: usize = 255; // RFC 1035 §2.3.4
 const LABEL_MAX_OCTETS: usize = 63; // RFC 1035 §2.3.4
 
+/// A path that was read and found good: what stands between `<` and `>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path<'a>(&'a [u8]);
+
+impl<'a> Path<'a> {
+    /// Without the angle brackets; empty for the null sender.
+    pub fn octets(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// `<>`, the sender of reports. Not `<postmaster>`, which has a name.
+    pub fn is_null(self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// False: may only be used when the client asked for SMTPUTF8 (RFC 6531 §3.4).
+    pub fn is_ascii(self) -> bool {
+        self.0.is_ascii()
+    }
+}
+
 /// Why a path was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathError {
     Syntax,
-    /// Well formed but with octets beyond ASCII, for which the client did not ask (RFC 6531).
-    EightBit,
+    /// Octets beyond ASCII that are no UTF-8.
+    NotUtf8,
 }
 
-/// Splits a path off the front of `text`: what stands between `<` and `>`, and the rest. `<>` gives an empty path.
-pub fn reverse_path(text: &[u8]) -> Result<(&[u8], &[u8]), PathError> {
+/// Splits a path off the front of `text`, and returns the rest with it. `<>` gives the null path.
+pub fn reverse_path(text: &[u8]) -> Result<(Path<'_>, &[u8]), PathError> {
     match text.strip_prefix(b"<>") {
-        Some(rest) => Ok((&[], rest)),
+        Some(rest) => Ok((Path(&[]), rest)),
         None => bracketed(text, mailbox),
     }
 }
 
 /// As [`reverse_path`], but `<>` is refused and `<postmaster>`, in any case, needs no domain.
-pub fn forward_path(text: &[u8]) -> Result<(&[u8], &[u8]), PathError> {
+pub fn forward_path(text: &[u8]) -> Result<(Path<'_>, &[u8]), PathError> {
     bracketed(text, |inner| postmaster(inner).or_else(|| mailbox(inner)))
 }
 
 /// `<`, as many octets as `length` says, `>`.
-fn bracketed(text: &[u8], length: impl Fn(&[u8]) -> Option<usize>) -> Result<(&[u8], &[u8]), PathError> {
+fn bracketed(text: &[u8], length: impl Fn(&[u8]) -> Option<usize>) -> Result<(Path<'_>, &[u8]), PathError> {
     let inner = text.strip_prefix(b"<").ok_or(PathError::Syntax)?;
     let end = length(inner).filter(|end| inner.get(*end) == Some(&b'>')).ok_or(PathError::Syntax)?;
     let path = &inner[..end];
-    if path.is_ascii() { Ok((path, &inner[end + 1..])) } else { Err(PathError::EightBit) }
+    let text = std::str::from_utf8(path).map_err(|_| PathError::NotUtf8)?;
+    // Beyond ASCII there are 32 more controls, U+0080 to U+009F, which terminals obey.
+    if text.chars().any(char::is_control) {
+        return Err(PathError::Syntax);
+    }
+    Ok((Path(path), &inner[end + 1..]))
 }
 
 fn postmaster(text: &[u8]) -> Option<usize> {
@@ -79,7 +108,9 @@ fn domain_name(text: &[u8]) -> Option<usize> {
         .position(|octet| !octet.is_ascii_alphanumeric() && !matches!(octet, b'-' | b'_' | b'.' | 128..))
         .unwrap_or(text.len());
     let label_is_good = |label: &[u8]| {
-        matches!(label.len(), 1..=LABEL_MAX_OCTETS) && !label.starts_with(b"-") && !label.ends_with(b"-")
+        // The limit is one of ASCII labels; the same label may take more octets in UTF-8.
+        let fits = label.len() <= LABEL_MAX_OCTETS || !label.is_ascii();
+        !label.is_empty() && fits && !label.starts_with(b"-") && !label.ends_with(b"-")
     };
     let good = end <= DOMAIN_MAX_OCTETS && text[..end].split(|octet| *octet == b'.').all(label_is_good);
     good.then_some(end)
@@ -119,11 +150,15 @@ mod tests {
             "a@[ipv6:::1]",
             "a@host_name.example.org",
             "a@localhost",
+            "jürgen@example.org",
+            "a@exämple.org",
+            "\"ü ö\"@example.org",
+            "用户@例子.公司",
         ] {
             let text = format!("<{path}> SIZE=1");
             for parse in [reverse_path, forward_path] {
                 let read = parse(text.as_bytes());
-                assert_eq!(read, Ok((path.as_bytes(), &b" SIZE=1"[..])), "{path}");
+                assert_eq!(read, Ok((Path(path.as_bytes()), &b" SIZE=1"[..])), "{path}");
             }
         }
     }
@@ -161,6 +196,9 @@ mod tests {
             "<a@[tag:x]>",
             "<@relay.example:a@example.org>",
             "<<a@example.org>>",
+            "<ü ü@example.org>",
+            "<a\u{85}@example.org>",
+            "<a@exa\u{9b}mple.org>",
             &long_label,
             &long_domain,
         ] {
@@ -171,19 +209,23 @@ mod tests {
 
     #[test]
     fn the_null_sender_and_postmaster_are_told_apart() {
-        assert_eq!(reverse_path(b"<> SIZE=1"), Ok((&b""[..], &b" SIZE=1"[..])));
+        let (null, rest) = reverse_path(b"<> SIZE=1").unwrap();
+        assert!(null.is_null() && null.octets().is_empty());
+        assert_eq!(rest, b" SIZE=1");
         assert_eq!(forward_path(b"<>"), Err(PathError::Syntax));
-        assert_eq!(forward_path(b"<PostMaster>"), Ok((&b"PostMaster"[..], &b""[..])));
+        let (postmaster, _) = forward_path(b"<PostMaster>").unwrap();
+        assert_eq!((postmaster.octets(), postmaster.is_null()), (&b"PostMaster"[..], false));
         assert_eq!(forward_path(b"<postmasters>"), Err(PathError::Syntax));
         assert_eq!(reverse_path(b"<postmaster>"), Err(PathError::Syntax));
     }
 
     #[test]
-    fn octets_beyond_ascii_are_named_as_the_reason() {
-        for text in ["<jürgen@example.org>", "<a@exämple.org>", "<\"ü\"@example.org>"] {
-            assert_eq!(forward_path(text.as_bytes()), Err(PathError::EightBit), "{text}");
+    fn octets_beyond_ascii_have_to_be_utf8() {
+        for text in [&b"<\xff@example.org>"[..], b"<a@\xc3.org>", b"<\"\xed\xa0\x80\"@example.org>"] {
+            assert_eq!(reverse_path(text), Err(PathError::NotUtf8), "{text:?}");
+            assert_eq!(forward_path(text), Err(PathError::NotUtf8), "{text:?}");
         }
-        assert_eq!(reverse_path(b"<\xff@example.org>"), Err(PathError::EightBit), "not even UTF-8");
-        assert_eq!(reverse_path("<ü ü@example.org>".as_bytes()), Err(PathError::Syntax));
+        assert!(!forward_path("<jürgen@example.org>".as_bytes()).unwrap().0.is_ascii());
+        assert!(forward_path(b"<a@example.org>").unwrap().0.is_ascii());
     }
 }

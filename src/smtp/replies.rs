@@ -11,6 +11,37 @@ pub struct Replies {
     pub bytes: Vec<u8>,
     /// One entry for each command or message refused, in order.
     pub rejected: Vec<RejectReason>,
+    /// What the log should know beyond that, at most one for each entry in `rejected`. To be drained with it.
+    pub notes: Vec<Note>,
+}
+
+/// Something a client did that is worth a line in the log. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A message was refused for a lone CR or LF.
+    BareNewline {
+        /// It and what stood behind it, at most 32 octets, two digits each.
+        hex: String,
+    },
+    /// A password was sent in clear where AUTH is not allowed. It has to be considered known to others.
+    PasswordExposed {
+        /// As the client sent it, at most 255 octets; to be escaped.
+        user: Option<Box<str>>,
+    },
+}
+
+impl Note {
+    /// Belongs to a refusal for `reason`. The last error allowed is refused for [`RejectReason::Limit`].
+    pub(super) fn is_about(&self, reason: RejectReason) -> bool {
+        match self {
+            Note::BareNewline { .. } => reason == RejectReason::BareNewline,
+            Note::PasswordExposed { .. } => matches!(reason, RejectReason::Auth | RejectReason::Limit),
+        }
+    }
+
+    pub(super) fn bare_newline(octets: &[u8]) -> Self {
+        Note::BareNewline { hex: octets.iter().map(|octet| format!("{octet:02x}")).collect() }
+    }
 }
 
 impl Replies {
@@ -42,6 +73,11 @@ impl Replies {
 mod tests {
     use super::*;
     use crate::reply::EnhancedCode;
+
+    #[test]
+    fn offending_octets_are_noted_in_hex() {
+        assert_eq!(Note::bare_newline(b"\n.\r\xff"), Note::BareNewline { hex: "0a2e0dff".into() });
+    }
 
     #[test]
     fn a_refusal_of_several_lines_has_its_codes_on_each() {

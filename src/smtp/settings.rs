@@ -64,9 +64,9 @@ pub enum AuthPolicy {
     /// AUTH is not offered; only `allow_from` admits.
     #[default]
     Off,
-    /// `allow_from` admits without AUTH, a user is admitted from anywhere.
+    /// `allow_from` admits without AUTH, a user is admitted from anywhere; others are told to authenticate.
     Optional,
-    /// As `Optional`, and who is not in `allow_from` is told to authenticate instead of being refused.
+    /// As `Optional`, and a client that is neither has fewer errors free.
     Required,
 }
 

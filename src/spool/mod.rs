@@ -7,8 +7,10 @@
 //! One algorithm ([`Spool`]) over one trait of rows ([`Store`]): in memory for tests and simulations, SQLite with body
 //! segments for real. It knows nothing of curves: the [`Gate`] it is handed decides, inside the transaction.
 //!
-//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`].
+//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`], [`restored`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`],
+//! [`identity`], [`backup`].
 
+pub mod backup;
 pub mod body;
 pub mod by_hand;
 mod checkpoint;
@@ -16,23 +18,27 @@ pub mod committer;
 mod database;
 pub mod disk;
 pub mod engine;
+pub mod identity;
 pub mod item;
 pub mod ledger;
 pub mod memory;
 pub mod reader;
+mod restored;
 pub mod segment;
 pub mod sqlite;
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 pub use body::BodySource;
 pub use engine::Spool;
-pub use item::{BodyId, Item, ItemId, Reservation, State};
+pub use item::{BodyId, Item, ItemId, Reservation, Shift, State};
 pub use ledger::{Ledger, Row, Turn};
 
-use crate::message::{LaneId, LaneRecord, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
+use crate::clock::reckoning::Mark;
+use crate::message::{DaySpan, LaneId, LaneRecord, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
 use body::NewBody;
 
 /// Why the spool could not take or return something.
@@ -131,6 +137,10 @@ pub trait Gate: Send + Sync {
     fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission;
     /// How many of the asked-for recipients may leave by `new` now.
     fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant;
+    /// The day that `now` lies in; `None` where days do not follow the clock.
+    fn span_at(&self, _now: Timestamp) -> Option<DaySpan> {
+        None
+    }
 }
 
 /// Connections that stand ready. What is accepted while one does is handed over at once, in the same transaction.
@@ -345,9 +355,24 @@ pub struct Touched {
     pub due: Timestamp,
 }
 
+/// News of the clock, to be stored. `now` of the batch goes by it already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockNote {
+    /// Which time it is, so that the next start knows.
+    pub mark: Mark,
+    /// The clock cannot be right: the gate is shut.
+    pub doubtful: bool,
+    /// The machine was off for so long: nobody could send, so lives of messages grow by it.
+    pub missed: Duration,
+    /// An operator accepted a clock that is off by so many nanoseconds: every stored time moves with it.
+    pub moved: i64,
+}
+
 /// Everything that waited while the previous commit ran. Applied in the order of its fields, in one transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// What is new about the clock, before anything asks what time it is.
+    pub clock: Option<ClockNote>,
     /// Outcomes first: they free room and tokens.
     pub settles: Vec<Settle>,
     /// Then what is owed to connections that stand ready.
@@ -359,7 +384,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Nothing to do.
+    /// Nothing to do. The clock alone is none: its news can wait until somebody asks for something.
     pub fn is_empty(&self) -> bool {
         self.settles.is_empty() && self.claims.is_empty() && self.chores.is_empty() && self.accepts.is_empty()
     }
@@ -437,6 +462,10 @@ pub trait Store: Send {
     fn damaged(&mut self) -> Vec<BodyId> {
         Vec::new()
     }
+    /// Moves the times of every item.
+    fn shift(&mut self, shift: &Shift) -> Result<(), SpoolError>;
+    /// No waiting item is due later than `latest`. Returns how many were.
+    fn due_by(&mut self, latest: Timestamp) -> Result<usize, SpoolError>;
     /// Items that name a body.
     fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError>;
     /// Items of one message.
@@ -452,6 +481,14 @@ pub trait Store: Send {
         _bytes: u64,
     ) -> Result<bool, SpoolError> {
         Ok(true)
+    }
+    /// From here on, and until [`Store::adopt`], every start finds that the data was restored.
+    fn disown(&mut self) -> Result<(), SpoolError> {
+        Ok(())
+    }
+    /// The data is at home where it lies now.
+    fn adopt(&mut self) -> Result<(), SpoolError> {
+        Ok(())
     }
     /// Room for new mail; `Err(Full)` with the figures when there is too little. `queued` octets are in the queue.
     fn room(&mut self, queued: u64) -> Result<(), SpoolError>;
