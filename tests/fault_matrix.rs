@@ -216,7 +216,7 @@ async fn run(case: &Case, tls: &Arc<rustls::ServerConfig>) -> Result<(), String>
             {
                 faulty = Some(Scripted::start_on(socket, Script::new()).await);
             }
-            bench.relay().backend.dispatcher.nudge();
+            bench.relay().backend.routes.current().nudge();
         }
         if began.elapsed() > PATIENCE {
             return Err(format!("still queued: {rows:?}"));

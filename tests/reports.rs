@@ -34,7 +34,7 @@ async fn accept(bench: &Bench, clock: &dyn Clock, sender: &str, mail: &str, reci
         recipients.iter().map(|(path, parameters)| Recipient { path: octets(path), parameters: octets(parameters) });
     let part = Part { lane: LaneId::TOTAL, stream: StreamId::DEFAULT, recipients: recipients.collect(), only: None };
     let accept = Accept {
-        id: backend.dispatcher.fresh_id(clock.now()),
+        id: backend.routes.current().fresh_id(clock.now()),
         reverse_path: octets(sender),
         parameters: octets(mail),
         parts: vec![part],
@@ -148,7 +148,7 @@ async fn a_sender_hears_once_that_its_mail_is_late_and_then_that_it_failed() {
     let hours = |count: u64| NOON.after(Duration::from_secs(3600 * count));
     for (n, time) in [NOON, hours(3), hours(4), Timestamp(hours(4).0 + 60_000_000_000)].into_iter().enumerate() {
         clock.set(time);
-        bench.relay().backend.dispatcher.nudge();
+        bench.relay().backend.routes.current().nudge();
         let tried = n as u32 + 1;
         bench.until(&format!("attempt {tried}"), |rows| rows.iter().any(|r| r.attempts == tried)).await;
     }
@@ -161,7 +161,7 @@ async fn a_sender_hears_once_that_its_mail_is_late_and_then_that_it_failed() {
     }
     assert!(!notice.contains("b@example.net"), "it did not ask: {notice}");
     clock.set(hours(6));
-    bench.relay().backend.dispatcher.nudge();
+    bench.relay().backend.routes.current().nudge();
     bench.empty().await;
     let reports = legacy.messages();
     assert_eq!(reports.len(), 2);

@@ -7,14 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use super::StartError;
-use crate::delivery::opening::Target;
+use crate::delivery::dispatcher::Plan;
 
 /// A name server that does not answer must not hold up the start.
 const LOOK_UP_MOST: Duration = Duration::from_secs(2);
 
 /// `bound`: where we listen for SMTP.
-pub async fn refuse_loops(targets: impl Iterator<Item = &Target>, bound: &[SocketAddr]) -> Result<(), StartError> {
-    for target in targets {
+pub async fn refuse_loops(plan: &Plan, bound: &[SocketAddr]) -> Result<(), StartError> {
+    for target in [Some(&plan.new), plan.legacy.as_ref()].into_iter().flatten().map(|route| &route.target) {
         for host in target.hosts.iter().filter(|host| bound.iter().any(|ours| ours.port() == host.port)) {
             let found = tokio::time::timeout(LOOK_UP_MOST, target.resolver.addresses(&host.name)).await;
             let addresses = match found {
