@@ -1,12 +1,10 @@
 //! What a service manager sees of the real binary: its notices, its signs of life, and how it stops.
 
 #[path = "common/application.rs"]
-#[allow(dead_code)]
 mod application;
 #[path = "common/process.rs"]
 mod process;
 #[path = "common/scripted.rs"]
-#[allow(dead_code)]
 mod scripted;
 
 use std::os::unix::net::UnixDatagram;
