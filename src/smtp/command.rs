@@ -158,8 +158,10 @@ mod tests {
 
     type Read = Result<Command<'static>, CommandError>;
 
+    type ReadPath = fn(&[u8]) -> Result<(Path<'_>, &[u8]), PathError>;
+
     /// Paths come from their own reader only, so that is how the expected ones are built.
-    fn path(text: &str, read: fn(&[u8]) -> Result<(Path<'_>, &[u8]), PathError>) -> Path<'static> {
+    fn path(text: &str, read: ReadPath) -> Path<'static> {
         read(format!("<{text}>").leak().as_bytes()).unwrap().0
     }
 
