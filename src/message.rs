@@ -205,10 +205,12 @@ pub enum Reason {
     Fallback,
     /// An operator, or a stream set to one route, said so.
     Manual,
+    /// The machine's clock cannot be right, so nobody knows what the limit leaves.
+    Clock,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 8] = [
         Reason::InQuota,
         Reason::OverQuota,
         Reason::MaxWait,
@@ -216,6 +218,7 @@ impl Reason {
         Reason::Pinned,
         Reason::Fallback,
         Reason::Manual,
+        Reason::Clock,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -227,6 +230,7 @@ impl Reason {
             Reason::Pinned => "pinned",
             Reason::Fallback => "fallback",
             Reason::Manual => "manual",
+            Reason::Clock => "clock",
         }
     }
 }

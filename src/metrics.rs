@@ -133,6 +133,7 @@ pub struct Mirrored {
     pub warmup_paused: IntGauge,
     pub warmup_complete: IntGauge,
     pub warmup_day_end_timestamp_seconds: Gauge,
+    pub clock_trusted: IntGauge,
     pub queue_messages: By<QueueState, IntGauge>,
     pub queue_bytes: By<QueueState, IntGauge>,
     pub queue_oldest_message_timestamp_seconds: By<QueueState, Gauge>,
@@ -291,6 +292,7 @@ impl Mirrored {
             warmup_complete: make.int_gauge("warmup_complete", "Whether the ramp is complete.")?,
             warmup_day_end_timestamp_seconds: make
                 .gauge("warmup_day_end_timestamp_seconds", "When the sending day ends.")?,
+            clock_trusted: make.int_gauge("clock_trusted", "Whether the machine's clock can be right.")?,
             queue_messages: make.int_gauges("queue_messages", "Messages queued.", "state")?,
             queue_bytes: make.int_gauges("queue_bytes", "Bytes of the messages queued.", "state")?,
             queue_oldest_message_timestamp_seconds: make.gauges(

@@ -52,6 +52,7 @@ const PLAIN: &[&str] = &[
     "lib.rs",
     "message.rs",
     "reply.rs",
+    "clock/reckoning.rs",
     "metrics/labels.rs",
     "policy/",
     "smtp/mod.rs",

@@ -1,8 +1,8 @@
 //! One suite for every back end of the spool: kill, full disk, two claimers, midnight, a clock that goes back.
 //!
-//! `harness` has the bench and a plain gate, `rules` what holds everywhere, `by_hand` what operators do, `faults` what a full disk and a crash may
-//! not do, `quota` the ledger's promises, `random` all of it mixed from a seed, `on_disk` what only SQLite and segments
-//! have to promise.
+//! `harness` has the bench and a plain gate, `rules` what holds everywhere, `by_hand` what operators do, `clock` what a
+//! clock that was wrong may not do, `faults` what a full disk and a crash may not do, `quota` the ledger's promises,
+//! `random` all of it mixed from a seed, `on_disk` what only SQLite and segments have to promise.
 
 #[path = "spool_conformance/harness.rs"]
 mod harness;
@@ -21,6 +21,8 @@ macro_rules! on_both {
 
 #[path = "spool_conformance/by_hand.rs"]
 mod by_hand;
+#[path = "spool_conformance/clock.rs"]
+mod clock;
 #[path = "spool_conformance/faults.rs"]
 mod faults;
 #[path = "spool_conformance/on_disk.rs"]

@@ -1,10 +1,13 @@
 //! What the real binary does when it cannot or should not start: the exit code, the words, and nothing left half done.
 
+#[path = "common/certificate.rs"]
+mod certificate;
 #[path = "common/process.rs"]
 mod process;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use process::{Ended, Running, Settings, run};
@@ -182,4 +185,31 @@ fn an_empty_directory_begins_with_day_one_also_when_the_start_lies_in_the_past()
         assert_eq!(status["warmup"]["state"]["name"], "ramping");
         relay.stop();
     }
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_ends_the_start_and_the_check_with_78() {
+    let folder = tempfile::tempdir().unwrap();
+    let (files, other) = (certificate::Files::new(), certificate::Files::new());
+    let mut settings = settings(folder.path());
+    let mut with = |chain: &Path, key: &Path| {
+        settings.smtp = format!("tls = {{ cert = \"{}\", key = \"{}\" }}", chain.display(), key.display());
+        settings.text().replace("[[listeners]]", "[[listeners]]\ntls = \"implicit\"")
+    };
+    let open = folder.path().join("open.pem");
+    fs::copy(&files.key, &open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    let table: [(&Path, &Path, &[&str]); 4] = [
+        (&files.chain, &other.key, &["`smtp.tls.key`", "the PEM key of the certificate"]),
+        (&files.key, &files.key, &["`smtp.tls.cert`", "no certificate in it"]),
+        (&files.chain, &open, &["`smtp.tls.key`", "mode 644", "chmod 600"]),
+        (&files.chain, Path::new("none.pem"), &["mailramp.toml:", "`smtp.tls.key` = \"none.pem\"", "No such file"]),
+    ];
+    for (chain, key, words) in table {
+        says(&refused(folder.path(), &with(chain, key)), CONFIG, words);
+        let checked = run(&["config", "check"], &folder.path().join("mailramp.toml"));
+        assert_eq!(checked.code, CONFIG, "{checked:?}");
+        assert!(words.iter().all(|word| checked.out.contains(word)), "{words:?}: {checked:?}");
+    }
+    assert!(!folder.path().join("data").exists(), "nothing is made for settings that cannot be used");
 }

@@ -5,15 +5,16 @@
 mod certificate;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mailramp::message::{QueueId, Timestamp};
 use mailramp::smtp::{
-    BodySink, ConnectionCounts, Door, Intake, ListenerSettings, Observer, Opened, Refusal, RejectReason, Server,
-    ServerTls, SessionSettings, Submission, Timeouts, TlsMode,
+    AuthPolicy, AuthVerdict, Authenticator, BodySink, ConnectionCounts, Door, Intake, ListenerSettings, Login,
+    Observer, Opened, Refusal, RejectReason, Server, ServerTls, SessionSettings, Submission, Timeouts, TlsMode,
 };
 use rustls::{HandshakeKind, ProtocolVersion, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -97,24 +98,28 @@ struct Running {
 }
 
 fn start(tls_mode: TlsMode, timeouts: Timeouts) -> Running {
+    let allow_from = vec!["127.0.0.0/8".parse().unwrap()];
+    let settings = SessionSettings { allow_from, tls: tls_mode, timeouts, ..SessionSettings::default() };
+    start_with(settings, ConnectionCounts::new(1000, 1000), None)
+}
+
+fn start_with(
+    settings: SessionSettings,
+    counts: ConnectionCounts,
+    authenticator: Option<Arc<dyn Authenticator>>,
+) -> Running {
     let files = Files::new();
     let tls = Arc::new(ServerTls::load(&files.chain, &files.key).unwrap());
     let server = Server::bind(ListenerSettings { address: "127.0.0.1:0".parse().unwrap(), index: 0 }).unwrap();
     let address = server.local_addr().unwrap();
-    let settings = SessionSettings {
-        hostname: "relay.example".into(),
-        allow_from: vec!["127.0.0.0/8".parse().unwrap()],
-        tls: tls_mode,
-        timeouts,
-        ..SessionSettings::default()
-    };
+    let settings = SessionSettings { hostname: "relay.example".into(), ..settings };
     let (intake, observer, shutdown) = <(Arc<Memory>, Arc<Counts>, _)>::default();
-    let counts = Arc::new(ConnectionCounts::new(1000, 1000));
+    let counts = Arc::new(counts);
     let door = Door {
         intake: intake.clone(),
         counts: counts.clone(),
         observer: observer.clone(),
-        authenticator: None,
+        authenticator,
         tls: Some(tls.clone()),
     };
     let stop: CancellationToken = shutdown;
@@ -164,6 +169,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     async fn send(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).await.unwrap();
         self.0.flush().await.unwrap();
+    }
+
+    /// Sends a command and reads all lines of the reply.
+    async fn ask(&mut self, command: &str) -> String {
+        self.send(command).await;
+        let mut reply = Vec::new();
+        let last_line = |reply: &[u8]| {
+            reply.ends_with(b"\r\n") && {
+                let line = reply[..reply.len() - 2].rsplit(|octet| *octet == b'\n').next().unwrap_or_default();
+                line.get(3) == Some(&b' ')
+            }
+        };
+        while !last_line(&reply) {
+            let octet = timeout(PATIENCE, self.0.read_u8()).await.expect("a reply in time");
+            reply.push(octet.expect("the whole reply"));
+        }
+        String::from_utf8(reply).unwrap()
     }
 
     async fn expect(&mut self, text: &str) {
@@ -395,4 +417,102 @@ async fn a_new_certificate_is_shown_to_new_clients_and_the_old_sessions_go_on() 
     running.tls.reload(&running.files.chain, &running.files.key).unwrap_err();
     std::fs::write(&running.files.chain, good).unwrap();
     assert_eq!(shown(&running.greeted().await), shown(&new), "the last good one stays");
+}
+
+/// As [`Running::greeted`], by STARTTLS.
+async fn upgraded(running: &Running) -> Client<TlsStream<TcpStream>> {
+    let mut client = running.connect().await;
+    client.expect(GREETING).await;
+    let offered = client.ask("EHLO before.tls\r\n").await;
+    assert!(offered.contains("250-STARTTLS\r\n"), "{offered}");
+    client.send("STARTTLS\r\n").await;
+    client.expect("220 2.0.0 Ready to start TLS\r\n").await;
+    client.secure(&running.files, rustls::ALL_VERSIONS).await.expect("a handshake")
+}
+
+#[tokio::test]
+async fn starttls_begins_anew_inside_tls() {
+    let running = start(TlsMode::StartTls, Timeouts::default());
+    let mut client = upgraded(&running).await;
+    // What was said before is forgotten, the greeting is not repeated, and STARTTLS is not offered again.
+    client.send("MAIL FROM:<a@b.example>\r\n").await;
+    client.expect("503 5.5.1 Say EHLO first\r\n").await;
+    let offered = client.ask("EHLO inside.tls\r\n").await;
+    assert!(!offered.contains("STARTTLS"), "{offered}");
+    client.begin().await;
+    client.send("text\r\n.\r\nQUIT\r\n").await;
+    client.expect("250 2.0.0 Queued as 000000000001\r\n221 2.0.0 Bye\r\n").await;
+    client.expect_closed().await;
+    let taken = String::from_utf8(running.intake.taken.lock().unwrap()[0].clone()).unwrap();
+    assert!(!taken.contains("before.tls") && taken.ends_with("\r\ntext\r\n"), "{taken}");
+}
+
+#[tokio::test]
+async fn commands_sent_in_clear_behind_starttls_are_not_run() {
+    let running = start(TlsMode::StartTls, Timeouts::default());
+    let mut client = running.connect().await;
+    client.expect(GREETING).await;
+    client.send("STARTTLS\r\nHELO evil\r\nNOOP\r\n").await;
+    client.expect("421 4.7.0 Commands behind STARTTLS\r\n").await;
+    client.expect_closed().await;
+    assert_eq!(running.rejected(), [RejectReason::StarttlsInjection]);
+
+    // On their own, between the 220 and the hello: no handshake, and nothing of them is ever answered.
+    let mut client = running.connect().await;
+    client.expect(GREETING).await;
+    client.send("STARTTLS\r\n").await;
+    client.expect("220 2.0.0 Ready to start TLS\r\n").await;
+    client.send("NOOP\r\n").await;
+    let refused = client.secure(&running.files, rustls::ALL_VERSIONS).await;
+    assert!(refused.is_err(), "a handshake in spite of them");
+    until(|| running.rejected() == [RejectReason::StarttlsInjection, RejectReason::Tls]).await;
+}
+
+#[tokio::test]
+async fn a_handshake_after_starttls_has_its_time_and_no_more() {
+    let timeouts = Timeouts { handshake: Duration::from_millis(100), ..Timeouts::default() };
+    let running = start(TlsMode::StartTls, timeouts);
+    let mut client = running.connect().await;
+    client.expect(GREETING).await;
+    client.send("STARTTLS\r\n").await;
+    client.expect("220 2.0.0 Ready to start TLS\r\n").await;
+    client.expect_closed().await;
+    assert_eq!(running.rejected(), [RejectReason::Tls]);
+}
+
+/// Takes every password.
+struct Everybody;
+
+impl Authenticator for Everybody {
+    fn is_blocked(&self, _client: IpAddr) -> bool {
+        false
+    }
+
+    fn check<'a>(&'a self, _: IpAddr, login: Login) -> Pin<Box<dyn Future<Output = AuthVerdict> + Send + 'a>> {
+        Box::pin(async move { AuthVerdict::Accepted(login.user.into()) })
+    }
+}
+
+#[tokio::test]
+async fn who_must_log_in_has_half_of_the_places_until_then() {
+    let settings = SessionSettings { auth: AuthPolicy::Required, auth_in_clear: true, ..SessionSettings::default() };
+    let running = start_with(settings, ConnectionCounts::new(100, 4), Some(Arc::new(Everybody)));
+    let mut first = running.connect().await;
+    first.expect(GREETING).await;
+    let mut second = running.connect().await;
+    second.expect(GREETING).await;
+    let mut third = running.connect().await;
+    third.expect("421 4.7.0 Too many connections\r\n").await;
+    third.expect_closed().await;
+    assert_eq!(running.rejected(), [RejectReason::Busy]);
+
+    first.ask("EHLO c\r\n").await;
+    first.send("AUTH PLAIN AGEAYg==\r\n").await;
+    first.expect("235 2.7.0 Authentication successful\r\n").await;
+    first.send("NOOP\r\n").await;
+    first.expect("250 2.0.0 Ok\r\n").await;
+    let mut fourth = running.connect().await;
+    fourth.expect(GREETING).await;
+    let mut fifth = running.connect().await;
+    fifth.expect("421 4.7.0 Too many connections\r\n").await;
 }

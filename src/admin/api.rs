@@ -22,6 +22,7 @@ pub struct Snapshot {
     pub version: String,
     #[serde(with = "time")]
     pub now: Timestamp,
+    pub clock: ClockStatus,
     pub warmup: Warmup,
     pub today: Today,
     /// The held message that has waited longest.
@@ -30,6 +31,18 @@ pub struct Snapshot {
     pub legacy: RouteStatus,
     pub queue: QueueTotals,
     pub spool: SpoolStatus,
+}
+
+/// What is thought of the machine's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// While it is not, nothing under a limit leaves by new.
+    pub trusted: bool,
+    /// Ahead of what has passed, or (negative) behind it; 0 while it is trusted.
+    pub off_seconds: i64,
+    /// What it shows, right or wrong.
+    #[serde(with = "time")]
+    pub shows: Timestamp,
 }
 
 /// Where the ramp stands. Recipients throughout.
@@ -311,6 +324,15 @@ impl MaskedAddress {
     }
 }
 
+/// What accepting the clock did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockAnswer {
+    /// By how much the time moved.
+    pub moved_seconds: i64,
+    #[serde(with = "time")]
+    pub now: Timestamp,
+}
+
 /// One request: a line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -344,6 +366,10 @@ pub enum Command {
         ids: bool,
     },
     QueueStep(QueueStep),
+    /// `reason`: the operator's own words, for the log.
+    AcceptClock {
+        reason: String,
+    },
 }
 
 /// One answer: a line of JSON.
@@ -367,6 +393,7 @@ pub enum Answer {
     QueueShow(Box<ShownMessage>),
     QueueSelect(Selection),
     QueueStep(StepAnswer),
+    AcceptClock(ClockAnswer),
     /// The request was not understood or not allowed; asking again does not help.
     Refused(String),
     /// The relay could not do it now.

@@ -159,6 +159,11 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
         Command::QueueSelect { filter, action, all, ids } => {
             backend.select(filter, action, all, ids).await.map(Answer::QueueSelect)
         }
+        Command::AcceptClock { reason } => backend.accept_clock().await.map(|done| {
+            let (action, moved_seconds) = ("warmup.accept-clock", done.moved_seconds);
+            tracing::warn!(event = "admin.action", action, actor, moved_seconds, reason = %reason);
+            Answer::AcceptClock(done)
+        }),
         Command::QueueStep(step) => backend.step(step, actor).await.map(Answer::QueueStep),
     };
     outcome.unwrap_or_else(|error| match error {

@@ -14,6 +14,7 @@ pub fn snapshot() -> Snapshot {
     Snapshot {
         version: "0.1.0".into(),
         now,
+        clock: ClockStatus { trusted: true, off_seconds: 0, shows: now },
         warmup: Warmup {
             state: DayState::Ramping,
             day: Some(9),
@@ -165,6 +166,10 @@ impl Backend for FakeBackend {
         let messages = step.ids.len() as u64;
         self.steps.lock().unwrap().push((step, actor));
         self.or_broken(StepAnswer { messages, recipients: messages, bytes: 41_000, left: LeftAlone::default() })
+    }
+
+    fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
+        self.or_broken(ClockAnswer { moved_seconds: -7200, now: snapshot().now })
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {

@@ -20,7 +20,10 @@ use std::pin::Pin;
 
 use crate::message::Route;
 use crate::metrics::{Label, Metrics, Mirrored, QueueState, seconds};
-use api::{DayState, QueueAction, QueueFilter, QueuePage, QueueStep, Selection, ShownMessage, Snapshot, StepAnswer};
+use api::{
+    ClockAnswer, DayState, QueueAction, QueueFilter, QueuePage, QueueStep, Selection, ShownMessage, Snapshot,
+    StepAnswer,
+};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -46,6 +49,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Does a piece of what was selected, for the user `actor`.
     fn step(&self, step: QueueStep, actor: u32) -> BoxFuture<'_, Result<StepAnswer, BackendError>>;
+
+    /// From here on the machine's clock is right. Refused while it is not in doubt.
+    fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>>;
 
     /// The SMTP listeners that should be answering now; none once the relay is stopping.
     fn listeners(&self) -> Vec<ListenerProbe>;
@@ -94,6 +100,7 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
         warmup_paused,
         warmup_complete,
         warmup_day_end_timestamp_seconds,
+        clock_trusted,
         queue_messages,
         queue_bytes,
         queue_oldest_message_timestamp_seconds,
@@ -115,6 +122,8 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
     warmup_paused.set(i64::from(matches!(warmup.state, DayState::Paused { .. })));
     warmup_complete.set(i64::from(warmup.state == DayState::Complete));
     warmup_day_end_timestamp_seconds.set(seconds(warmup.day_ends));
+
+    clock_trusted.set(i64::from(snapshot.clock.trusted));
 
     for state in QueueState::ALL {
         let totals = snapshot.queue.of(*state);
@@ -144,6 +153,7 @@ mod tests {
             "mailramp_warmup_limit_recipients 1281",
             "mailramp_warmup_sent_recipients 1017",
             "mailramp_warmup_tokens 0",
+            "mailramp_clock_trusted 1",
             "mailramp_queue_messages{state=\"held\"} 12",
             "mailramp_queue_oldest_message_timestamp_seconds{state=\"ready\"} 0",
             "mailramp_queue_oldest_message_timestamp_seconds{state=\"held\"} 1773156960",
@@ -163,6 +173,15 @@ mod tests {
         mirror(&metrics, &snapshot);
         let up = &metrics.mirrored.upstream_up;
         assert_eq!((up.of(Route::New).get(), up.of(Route::Legacy).get()), (0, 1));
+    }
+
+    #[test]
+    fn a_clock_in_doubt_is_seen() {
+        let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
+        let mut snapshot = fake::snapshot();
+        snapshot.clock.trusted = false;
+        mirror(&metrics, &snapshot);
+        assert_eq!(metrics.mirrored.clock_trusted.get(), 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod run;
 pub mod status;
 pub mod text;
 pub mod user;
+pub mod warmup;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -74,6 +75,9 @@ pub enum Command {
     Run(run::Options),
     /// How far the ramp is, on one screen
     Status(status::Options),
+    /// Change what the ramp goes by
+    #[command(subcommand)]
+    Warmup(warmup::Warmup),
     /// Look at what waits; hurry it, send it by the other route, remove it
     #[command(subcommand)]
     Queue(queue::Queue),
@@ -140,6 +144,7 @@ pub fn run(
         Command::Run(options) => run::run(options, &mut context),
         Command::Config(options) => config::command(options, &mut context),
         Command::Status(options) => status::run(options, &mut context),
+        Command::Warmup(command) => warmup::run(command, &mut context),
         Command::Queue(command) => queue::run(command, &mut context),
         Command::User(command) => user::run(command, &mut context),
     };

@@ -27,6 +27,7 @@ pub(super) fn run(options: &Options, context: &mut Context<'_>) -> Result<(), Fa
 /// The screen.
 pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
     let mut out = String::new();
+    clock(&mut out, snapshot, paint);
     headline(&mut out, snapshot, paint);
     today(&mut out, snapshot, paint);
     for (name, route) in [("new", &snapshot.new), ("legacy", &snapshot.legacy)] {
@@ -55,6 +56,24 @@ pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
     };
     let _ = writeln!(out, "spool     {} free   {verdict}", text::size(spool.free_bytes));
     out
+}
+
+/// Only when it is wrong, and then first: whatever follows is told by the time that has passed.
+fn clock(out: &mut String, snapshot: &Snapshot, paint: Paint) {
+    let clock = &snapshot.clock;
+    if clock.trusted {
+        return;
+    }
+    let (zone, name) = text::zone(&snapshot.warmup.zone);
+    let shows = text::local(clock.shows, &zone, "%A %-d %B %Y, %H:%M");
+    let side = if clock.off_seconds < 0 { "behind" } else { "ahead of" };
+    let off = span(clock.off_seconds.unsigned_abs());
+    let _ = writeln!(
+        out,
+        "{} it shows {shows} {name}, {off} {side} what has passed. New is shut until it agrees;\nset it right, or \
+         accept it: mailramp warmup accept-clock --reason TEXT",
+        paint.bad("CLOCK IN DOUBT:")
+    );
 }
 
 /// `day 9 of 15 (Tue)  ramping   1,019 / 1,281 used  ####-   next token 41 s   resets 00:00 Europe/Berlin (in 6h12)`,
@@ -235,6 +254,18 @@ until then nothing leaves by new: legacy takes it, or it waits
 
         let text = shown(|s| s.warmup.state = DayState::Paused { reason: "complaints\x1b[2J".into() });
         assert!(text.contains("PAUSED   1,019 /") && text.contains("\npaused: complaints\\u001b[2J\n"), "{text}");
+    }
+
+    #[test]
+    fn a_clock_in_doubt_comes_first_with_what_to_do() {
+        let text = shown(|s| {
+            s.clock.trusted = false;
+            s.clock.off_seconds = -86_400;
+            s.clock.shows = Timestamp::from_seconds(s.now.seconds() - 86_400);
+        });
+        let want = "CLOCK IN DOUBT: it shows Monday 9 March 2026, 17:48 Europe/Berlin, 1 d behind what has passed. \
+                    New is shut until it agrees;\nset it right, or accept it: mailramp warmup accept-clock --reason TEXT\nday 9 ";
+        assert!(text.starts_with(want), "{text}");
     }
 
     #[test]

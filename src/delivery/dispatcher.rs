@@ -97,6 +97,8 @@ struct News {
     refunded: Vec<Queue>,
     wake: Option<Timestamp>,
     expired: Vec<Claimed>,
+    /// Every time told before is off.
+    clock_moved: bool,
     /// Claimed for connections that died in between.
     stranded: Vec<Claimed>,
 }
@@ -214,6 +216,9 @@ impl Dispatcher {
     async fn hear_news(self: &Arc<Self>, schedule: &mut Schedule) -> Result<(), SpoolError> {
         let news = std::mem::take(&mut *lock(&self.news));
         schedule.touched(news.touched, news.wake);
+        if news.clock_moved {
+            schedule.clock_moved();
+        }
         for queue in news.refunded {
             schedule.refunded(queue);
         }
@@ -420,6 +425,10 @@ impl Outlet for Dispatcher {
             news.refunded.extend(refunded);
             news.wake = [news.wake, wake].into_iter().flatten().min();
         });
+    }
+
+    fn clock_moved(&self) {
+        self.tell_news(|news| news.clock_moved = true);
     }
 
     fn committed(&self, done: &Done, took: Duration) {

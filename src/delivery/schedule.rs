@@ -48,6 +48,13 @@ impl Schedule {
         }
     }
 
+    /// Every time told before is off: all is worth a look at once.
+    pub fn clock_moved(&mut self) {
+        self.blocked.clear();
+        self.heads.values_mut().for_each(|due| *due = Timestamp(i64::MIN));
+        self.housekeeping = Some(Timestamp(i64::MIN));
+    }
+
     /// Lines with something to claim at `now`, and the streams to ask for, in order.
     pub fn due(&mut self, now: Timestamp) -> Vec<(Queue, Vec<StreamId>)> {
         self.blocked.retain(|_, (_, until)| *until > now);
@@ -177,6 +184,15 @@ mod tests {
         s.claimed(LANE, &ClaimAnswer { items: 3, next_due, blocked: None });
         assert_eq!(s.due(at(6)), []);
         assert_eq!(s.wake_at(at(0), |_| true), Some(at(7)));
+    }
+
+    #[test]
+    fn a_clock_that_moved_opens_everything() {
+        let mut s = schedule(&[(LANE, BULK, 500), (Queue::Legacy, URGENT, 500)]);
+        s.claimed(LANE, &ClaimAnswer { blocked: Some((BULK, at(600))), ..ClaimAnswer::default() });
+        s.clock_moved();
+        assert_eq!(s.due(at(1)), [(Queue::Legacy, vec![URGENT]), (LANE, vec![BULK])]);
+        assert!(s.housekeeping_is_due(at(1)));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub fn reserve(expected_higher: u64, limit: u64, day_left: i64, day_length: i64)
 pub struct Closed {
     /// `Timestamp::NEVER` when only an event opens it.
     pub until: Timestamp,
-    /// [`Reason::Brake`], or [`Reason::Manual`] for a pause.
+    /// [`Reason::Brake`], [`Reason::Manual`] for a pause, or [`Reason::Clock`].
     pub reason: Reason,
 }
 
@@ -42,7 +42,7 @@ pub struct Closed {
 pub struct LaneView {
     /// Recipients today; `None`: complete or no warm-up, nothing is bounded.
     pub limit: Option<u64>,
-    /// A brake or a pause. One that is over counts as none.
+    /// A brake, a pause, or a clock in doubt. One that is over counts as none.
     pub closed: Option<Closed>,
     /// The day `now` lies in.
     pub day: DaySpan,
@@ -71,7 +71,7 @@ pub struct LaneView {
 /// One of the things that can refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bound {
-    /// Brake or pause.
+    /// Brake, pause, or a clock in doubt.
     Closed,
     Window,
     Pace,

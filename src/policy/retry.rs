@@ -39,6 +39,11 @@ impl RetrySchedule {
         Ok(RetrySchedule { delays, jitter })
     }
 
+    /// No delay is longer.
+    pub fn longest(&self) -> Duration {
+        self.delays.iter().max().expect("never empty").mul_f64(1.0 + self.jitter)
+    }
+
     /// How long to wait after the `failed_attempts`-th failure, counted from 1 (0 is taken as 1). The last delay
     /// repeats for ever. `random` spreads it by the jitter, evenly to both sides.
     pub fn delay(&self, failed_attempts: u32, random: &mut fastrand::Rng) -> Duration {
@@ -59,6 +64,14 @@ impl Default for RetrySchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_delay_is_longer_than_the_longest() {
+        let schedule = RetrySchedule::new([60, 600, 300].map(Duration::from_secs).to_vec(), 0.5).unwrap();
+        assert_eq!(schedule.longest(), Duration::from_secs(900));
+        let mut random = fastrand::Rng::with_seed(1);
+        assert!((0..1000).all(|n| schedule.delay(n % 4, &mut random) <= schedule.longest()));
+    }
 
     #[test]
     fn the_last_delay_repeats() {

@@ -6,13 +6,13 @@ use std::sync::atomic::AtomicI64;
 
 use super::gate::WarmupGate;
 use crate::admin::api::{
-    DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals, RouteStatus, Selection,
-    ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
+    ClockAnswer, ClockStatus, DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals,
+    RouteStatus, Selection, ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
 };
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
-use crate::clock::Clock;
+use crate::clock::{Clock, TrustedClock};
 use crate::delivery::dispatcher::Dispatcher;
-use crate::message::{DayRecord, LaneId, Route, StreamId, Timestamp};
+use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
 use crate::metrics::Metrics;
 use crate::policy;
 use crate::spool::committer::SpoolHandle;
@@ -36,7 +36,7 @@ pub struct RelayBackend {
     /// The last job of an operator; they rise, also within one tick of the clock.
     pub last_job: AtomicI64,
     /// The time of the ramp.
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<TrustedClock>,
     /// Room on the disk.
     pub watermark: Watermark,
     /// Names of the streams, by id.
@@ -85,7 +85,8 @@ impl RelayBackend {
     }
 
     async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
-        let now = self.clock.now();
+        let look = self.clock.look();
+        let now = look.time;
         let (gate, zone) = (self.gate.clone(), self.zone.clone());
         let numbers =
             self.spool.look(move |ledger, now| numbers(&gate, ledger, zone, now)).await.map_err(unavailable)?;
@@ -101,6 +102,11 @@ impl RelayBackend {
         Ok(Snapshot {
             version: env!("CARGO_PKG_VERSION").into(),
             now,
+            clock: ClockStatus {
+                trusted: !look.standing.is_doubtful(),
+                off_seconds: look.standing.off_seconds(),
+                shows: self.clock.reading().wall,
+            },
             warmup: numbers.warmup.ok_or_else(|| BackendError::Unavailable("the first day has not begun".into()))?,
             today: numbers.today,
             oldest_held: oldest[0].as_ref().map(|item| OldestHeld {
@@ -132,6 +138,16 @@ impl RelayBackend {
 
     pub(super) fn stream_name(&self, id: StreamId) -> String {
         self.streams.get(usize::from(id.0)).cloned().unwrap_or_else(|| format!("stream {}", id.0))
+    }
+
+    async fn believe_the_clock(&self) -> Result<ClockAnswer, BackendError> {
+        match self.spool.accept_clock().await.map_err(unavailable)? {
+            Some(moved) => {
+                self.dispatcher.nudge();
+                Ok(ClockAnswer { moved_seconds: moved / NANOS_PER_SECOND, now: self.clock.now() })
+            }
+            None => Err(BackendError::Refused("the clock is not in doubt: there is nothing to accept".into())),
+        }
     }
 
     pub(super) async fn blocking<R: Send + 'static>(
@@ -233,6 +249,10 @@ impl Backend for RelayBackend {
 
     fn step(&self, step: QueueStep, actor: u32) -> BoxFuture<'_, Result<StepAnswer, BackendError>> {
         Box::pin(self.stepped(step, actor))
+    }
+
+    fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
+        Box::pin(self.believe_the_clock())
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::message::{Day, DayRecord, DaySpan, LaneId, LaneRecord, Queue, Reason, StreamId, Timestamp};
 use crate::policy::{
-    self, AtDeadline, Boundary, Bounds, Calendar, LaneView, Outlook, Pace, Rules, State, StreamRules, admit,
+    self, AtDeadline, Boundary, Bounds, Calendar, Closed, LaneView, Outlook, Pace, Rules, State, StreamRules, admit,
 };
 use crate::spool::ledger::LaneLedger;
 use crate::spool::{Admission, Ask, Gate, Grant, Ledger, Turn};
@@ -20,6 +20,8 @@ const GAP_DAYS: i32 = 40;
 /// Stages looked at for the number of days to the target.
 const STAGES_MAX: u32 = 3650;
 const WEEK_DAYS: i32 = 7;
+/// A clock in doubt may agree at any time: how soon a lane that it shuts is worth another look.
+const CLOCK_LOOK: Duration = Duration::from_secs(5);
 /// After midnight an hour may still reach into yesterday, with yesterday's pace.
 const PACE_CHANGES: Duration = Duration::from_secs(3600);
 
@@ -76,7 +78,7 @@ impl WarmupGate {
 
     /// The total as `stream` sees it; `None` before the first day.
     pub fn view_of_total(&self, ledger: &Ledger, stream: StreamId, now: Timestamp) -> Option<LaneView> {
-        Some(self.view(ledger.lane(LaneId::TOTAL)?, ledger.span()?, stream, now))
+        Some(self.view(ledger, ledger.lane(LaneId::TOTAL)?, ledger.span()?, stream, now))
     }
 
     fn stream(&self, id: StreamId) -> &StreamRules {
@@ -84,13 +86,15 @@ impl WarmupGate {
         self.streams.get(usize::from(id.0)).unwrap_or(&self.streams[0])
     }
 
-    fn view(&self, lane: &LaneLedger, day: DaySpan, stream: StreamId, now: Timestamp) -> LaneView {
+    fn view(&self, ledger: &Ledger, lane: &LaneLedger, day: DaySpan, stream: StreamId, now: Timestamp) -> LaneView {
         let limit = lane.record.limit;
         let pace = self.rules.as_ref().and_then(|rules| self.pace(rules, lane, day, now));
         let open = self.rules.as_ref().map_or(policy::OpenHours::ALWAYS, |r| self.calendar.open_hours(day, r.window));
         LaneView {
             limit,
-            closed: None,
+            // Without a limit there is none that a wrong clock could give out twice.
+            closed: (ledger.clock_is_doubtful() && limit.is_some())
+                .then(|| Closed { until: now.after(CLOCK_LOOK), reason: Reason::Clock }),
             day,
             open,
             pace,
@@ -235,6 +239,10 @@ impl Gate for WarmupGate {
         Some(Turn { span, lanes: self.records(ledger, span.day) })
     }
 
+    fn span_at(&self, now: Timestamp) -> Option<DaySpan> {
+        Some(self.calendar.span_at(now))
+    }
+
     fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission {
         let stream = self.stream(ask.stream);
         let offered = stream.takes_part();
@@ -250,9 +258,10 @@ impl Gate for WarmupGate {
             return all_new(Reason::InQuota);
         };
         let deadline = stream.overflow().max_wait().map_or(now, |wait| now.after(wait));
-        let lane_view = self.view(lane, day, ask.stream, now);
+        let lane_view = self.view(ledger, lane, day, ask.stream, now);
         let lane_then = self.at_deadline(ledger, lane, ask, ask.lane == LaneId::TOTAL, deadline, day);
-        let total_view = if ask.lane == LaneId::TOTAL { lane_view } else { self.view(total, day, ask.stream, now) };
+        let total_view =
+            if ask.lane == LaneId::TOTAL { lane_view } else { self.view(ledger, total, day, ask.stream, now) };
         let total_then = self.at_deadline(ledger, total, ask, true, deadline, day);
         let lane = Outlook { lane: &lane_view, then: lane_then };
         let total = Outlook { lane: &total_view, then: total_then };
@@ -276,8 +285,9 @@ impl Gate for WarmupGate {
         if lane.record.limit.is_none() && total.record.limit.is_none() {
             return Grant::Unmetered;
         }
-        let lane_view = self.view(lane, day, ask.stream, now);
-        let total_view = if ask.lane == LaneId::TOTAL { lane_view } else { self.view(total, day, ask.stream, now) };
+        let lane_view = self.view(ledger, lane, day, ask.stream, now);
+        let total_view =
+            if ask.lane == LaneId::TOTAL { lane_view } else { self.view(ledger, total, day, ask.stream, now) };
         let (of_lane, of_total) = (lane_view.bounds(now), total_view.bounds(now));
         let recipients = Bounds::grant(ask.recipients, &of_lane, &of_total);
         if recipients == 0 {

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, ListenerProbe, ProbeDepth};
-use crate::clock::{Clock, MonotoneClock};
+use crate::clock::{Clock, TrustedClock};
 use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
@@ -42,7 +42,7 @@ use crate::spool::committer::{self, Committer, SpoolHandle};
 use crate::spool::disk::{DataDirectory, Watermark};
 use crate::spool::reader::QueueReader;
 use crate::spool::sqlite::{DiskLimits, SqliteStore};
-use crate::spool::{Ledger, Spool, SpoolError};
+use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
 use backend::RelayBackend;
 use gate::WarmupGate;
 use intake::{DoorCounter, SpoolIntake, admits_loopback};
@@ -126,8 +126,6 @@ struct FrontDoor {
 impl Relay {
     /// Starts everything. On `Err` nothing of it runs.
     pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
-        // One clock for all, and one that never goes back.
-        let clock: Arc<dyn Clock> = Arc::new(MonotoneClock::new(clock));
         raise_descriptor_limit();
         let gate = Arc::new(warmup_gate(settings)?);
         let plan = plan(settings, &gate)?;
@@ -139,8 +137,16 @@ impl Relay {
         let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
         let sockets = Sockets::take(settings)?;
         let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
-        let store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
-        let (spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        let mut store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
+        // One clock for all, which goes on from what the spool has seen.
+        let stored = store.ledger_rows().map_err(StartError::of_spool)?;
+        let mark = stored.iter().find_map(|row| if let Row::Clock { mark, .. } = row { Some(*mark) } else { None });
+        let clock = Arc::new(TrustedClock::new(clock, mark));
+        let (mut spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        if mark.is_none() {
+            let latest = clock.now().after(plan.settle.retry.longest());
+            spool.due_by(latest).map_err(StartError::of_spool)?;
+        }
         refuse_stranded(settings, spool.ledger())?;
         tracing::info!(
             event = "spool.opened",
@@ -288,7 +294,7 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> StartError {
 
 fn assemble(
     settings: &Settings,
-    clock: Arc<dyn Clock>,
+    clock: Arc<TrustedClock>,
     gate: Arc<WarmupGate>,
     plan: Plan,
     front_door: FrontDoor,

@@ -12,6 +12,7 @@ use crate::admin::api::{
     ShownMessage, ShownPart, StepAnswer,
 };
 use crate::admin::queue::{SELECTION_MOST_ITEMS, STEP_MOST_ITEMS};
+use crate::clock::Clock;
 use crate::log::{Addresses, printable};
 use crate::message::{QueueId, Route, StreamId, Timestamp};
 use crate::metrics::AdminAction;

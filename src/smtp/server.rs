@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -81,7 +81,7 @@ impl Server {
         let rejections = RejectionLog::default();
         let shared = Shared { intake, settings, authenticator, observer, tls, rejections, listener: self.index };
         let shared = Arc::new(shared);
-        let mut failing = false;
+        let mut failures = Failures::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -90,7 +90,6 @@ impl Server {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    failing = false;
                     // An IPv4 client is the same client on every listener.
                     let client = peer.ip().to_canonical();
                     match counts.enter(client, standing(&shared.settings, client)) {
@@ -116,9 +115,7 @@ impl Server {
                 Err(error) if is_about_one_client(&error) => {}
                 Err(error) => {
                     shared.observer.connection_opened(self.index, Opened::Failed);
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(event = "smtp.accept_failed", listener = self.index, %error);
-                    }
+                    failures.log(self.index, &error);
                     // Descriptors or memory are used up; at once it would fail again, and cost all of a processor.
                     tokio::select! {
                         () = shutdown.cancelled() => break,
@@ -139,6 +136,25 @@ impl Server {
 fn is_about_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// One line in a while, however often accept() fails in it.
+#[derive(Default)]
+struct Failures {
+    logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl Failures {
+    fn log(&mut self, listener: usize, error: &io::Error) {
+        if self.logged.is_some_and(|logged| logged.elapsed() < ACCEPT_LOG_PAUSE) {
+            self.unlogged += 1;
+            return;
+        }
+        let unlogged = std::mem::take(&mut self.unlogged);
+        tracing::warn!(event = "smtp.accept_failed", listener, %error, unlogged);
+        self.logged = Some(Instant::now());
+    }
 }
 
 /// What counts before the client has said anything.
@@ -182,6 +198,7 @@ impl Drop for OpenConnection {
 
 const BACKLOG: i32 = 1024;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+const ACCEPT_LOG_PAUSE: Duration = Duration::from_secs(60);
 /// For the last replies of sessions that used up their grace time.
 const GRACE_MARGIN: Duration = Duration::from_secs(2);
 

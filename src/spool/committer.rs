@@ -15,16 +15,21 @@ use tokio::sync::{mpsc, oneshot};
 use super::body::NewBody;
 use super::ledger::Ledger;
 use super::{
-    Accept, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, Done, Gate, Placed, Settle, Slots, Spool,
-    SpoolError, Store, Touched,
+    Accept, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, ClockNote, Done, Gate, Placed, Settle, Slots,
+    Spool, SpoolError, Store, Touched,
 };
-use crate::clock::Clock;
+use crate::clock::reckoning::{Look as ClockLook, Mark};
+use crate::clock::{Clock, TrustedClock};
 use crate::message::{Queue, Timestamp};
 
 /// Octets of body in one batch, beyond which the rest waits for the next.
 const BATCH_BYTES: u64 = 8 << 20;
 /// Questions in one batch.
 const BATCH_OPERATIONS: usize = 1024;
+/// The stored time is written anew with a batch when it is older than this.
+const CLOCK_ROW_FRESH: Duration = Duration::from_secs(60);
+/// A machine that was off for less takes nothing from the life of a message worth a look at every row.
+const MISSED_LEAST: Duration = Duration::from_secs(3600);
 /// Questions that may wait; beyond it those who ask wait.
 const CHANNEL: usize = 4096;
 
@@ -36,6 +41,8 @@ pub trait Outlet: Slots {
     fn expired(&self, items: Vec<Claimed>);
     /// Lines that got items, lines whose lane got tokens back, and the earliest deadline or expiry of the items.
     fn touched(&self, lines: Vec<Touched>, refunded: Vec<Queue>, wake: Option<Timestamp>);
+    /// An operator accepted the clock: every time that was told before is off.
+    fn clock_moved(&self) {}
     /// A batch was committed, syncs included, within `took`. For numbers and the log.
     fn committed(&self, _done: &Done, _took: Duration) {}
 }
@@ -49,6 +56,7 @@ enum Operation {
     Settle(Box<Settle>),
     Chore(Chore, oneshot::Sender<Result<ChoreAnswer, SpoolError>>),
     Look(Look),
+    AcceptClock(oneshot::Sender<Result<Option<i64>, SpoolError>>),
     Stop,
 }
 
@@ -100,6 +108,12 @@ impl SpoolHandle {
         result.await.map_err(|_| SpoolError::Stopped)
     }
 
+    /// From here on the machine's clock is right. Returns by how many nanoseconds the time moved; `None`: the clock was
+    /// not in doubt, and nothing has changed.
+    pub async fn accept_clock(&self) -> Result<Option<i64>, SpoolError> {
+        self.ask(Operation::AcceptClock).await
+    }
+
     /// Ends the committer after what was asked before; questions asked later get [`SpoolError::Stopped`].
     pub async fn stop(&self) {
         // Already gone is as good.
@@ -144,13 +158,13 @@ pub fn start<S: Store + 'static>(
     spool: Spool<S>,
     gate: Arc<dyn Gate>,
     outlet: Arc<dyn Outlet>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<TrustedClock>,
 ) -> std::io::Result<(SpoolHandle, Committer)> {
     let (operations, inbox) = mpsc::channel(CHANNEL);
     let queued_bytes = Arc::new(AtomicU64::new(spool.ledger().queued_bytes()));
     let handle = SpoolHandle { operations, queued_bytes: queued_bytes.clone() };
     let (alive, died) = oneshot::channel();
-    let worker = Worker { spool, gate, outlet, clock, queued_bytes, unsettled: Vec::new() };
+    let worker = Worker { spool, gate, outlet, clock, missed: Duration::ZERO, queued_bytes, unsettled: Vec::new() };
     let thread = std::thread::Builder::new().name("committer".into()).spawn(move || {
         let result = worker.run(inbox);
         drop(alive);
@@ -163,7 +177,9 @@ struct Worker<S> {
     spool: Spool<S>,
     gate: Arc<dyn Gate>,
     outlet: Arc<dyn Outlet>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<TrustedClock>,
+    /// Time in which the machine was off, not written down yet.
+    missed: Duration,
     queued_bytes: Arc<AtomicU64>,
     /// Outcomes that a full disk could not take. While there are any, nothing is claimed.
     unsettled: Vec<Settle>,
@@ -204,6 +220,7 @@ impl<S: Store> Worker<S> {
                         waiting.chores.push(answer);
                     }
                     Operation::Look(look) => look(self.spool.ledger(), self.clock.now()),
+                    Operation::AcceptClock(answer) => drop(answer.send(self.accept_clock()?)),
                     Operation::Stop => stopping = true,
                 }
                 count += 1;
@@ -222,8 +239,8 @@ impl<S: Store> Worker<S> {
         Ok(())
     }
 
-    fn commit(&mut self, batch: Batch, waiting: Waiting) -> Result<(), SpoolError> {
-        match self.apply(&batch) {
+    fn commit(&mut self, mut batch: Batch, waiting: Waiting) -> Result<(), SpoolError> {
+        match self.apply(&mut batch) {
             Ok(done) => {
                 self.answer(done, waiting);
                 Ok(())
@@ -244,17 +261,17 @@ impl<S: Store> Worker<S> {
     /// The disk is full: what frees room goes first, at the cost of the ballast if need be.
     fn commit_without_mail(
         &mut self,
-        batch: Batch,
+        mut batch: Batch,
         waiting: Waiting,
         why: impl Fn() -> SpoolError,
     ) -> Result<(), SpoolError> {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut result = self.apply(&batch);
+        let mut result = self.apply(&mut batch);
         if matches!(result, Err(SpoolError::Full { .. })) && self.spool.store().free_ballast() {
             tracing::warn!(event = "spool.ballast", "the disk is full: the reserve was given up to settle deliveries");
-            result = self.apply(&batch);
+            result = self.apply(&mut batch);
         }
         match result {
             Ok(done) => self.answer(done, waiting),
@@ -273,9 +290,48 @@ impl<S: Store> Worker<S> {
         Ok(())
     }
 
-    fn apply(&mut self, batch: &Batch) -> Result<Done, SpoolError> {
+    /// `Ok(Err)`: not now, the disk is full.
+    fn accept_clock(&mut self) -> Result<Result<Option<i64>, SpoolError>, SpoolError> {
+        let Some((moved, mut accepted)) = self.clock.proposal() else { return Ok(Ok(None)) };
+        let look = accepted.look(self.clock.reading());
+        let clock = Some(ClockNote { mark: look.mark, doubtful: false, missed: self.missed, moved });
+        let batch = Batch { clock, ..Batch::default() };
+        match self.spool.apply(&batch, &*self.gate, &*self.outlet, look.time) {
+            Ok(done) => {
+                self.clock.adopt(accepted);
+                self.missed = Duration::ZERO;
+                self.outlet.committed(&done, Duration::ZERO);
+                self.outlet.clock_moved();
+                Ok(Ok(Some(moved)))
+            }
+            Err(full @ SpoolError::Full { .. }) => Ok(Err(full)),
+            Err(fatal) => Err(fatal),
+        }
+    }
+
+    /// What the clock says now, if it is worth a row: its standing changed, or the row is old.
+    fn news_of_the_clock(&mut self, look: ClockLook) -> Option<ClockNote> {
+        self.missed += self.clock.take_missed();
+        if self.missed < MISSED_LEAST {
+            self.missed = Duration::ZERO;
+        }
+        let (ledger, doubtful) = (self.spool.ledger(), look.standing.is_doubtful());
+        let fresh = |stored: Mark| stored.boot == look.mark.boot && look.time.since(stored.time) < CLOCK_ROW_FRESH;
+        let known = ledger.clock().is_some_and(fresh) && ledger.clock_is_doubtful() == doubtful;
+        (!known || !self.missed.is_zero()).then_some(ClockNote {
+            mark: look.mark,
+            doubtful,
+            missed: self.missed,
+            moved: 0,
+        })
+    }
+
+    fn apply(&mut self, batch: &mut Batch) -> Result<Done, SpoolError> {
         let began = Instant::now();
-        let done = self.spool.apply(batch, &*self.gate, &*self.outlet, self.clock.now())?;
+        let look = self.clock.look();
+        batch.clock = self.news_of_the_clock(look);
+        let done = self.spool.apply(batch, &*self.gate, &*self.outlet, look.time)?;
+        self.missed = Duration::ZERO;
         self.queued_bytes.store(self.spool.ledger().queued_bytes(), Ordering::Relaxed);
         self.outlet.committed(&done, began.elapsed());
         Ok(done)

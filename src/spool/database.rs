@@ -4,12 +4,14 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, Row as SqlRow};
 
 use super::SpoolError;
 use super::item::{BodyId, Item, ItemId, Reservation, State, decode_envelope};
 use super::ledger::{Row, StreamDay, Total};
+use crate::clock::reckoning::{BootId, Mark};
 use crate::message::{
     Day, DayRecord, DaySpan, Envelope, LaneId, LaneRecord, Queue, QueueId, Reason, Slot, StreamId, Timestamp,
 };
@@ -150,9 +152,26 @@ pub(super) fn read_item(row: &SqlRow<'_>) -> rusqlite::Result<Item> {
     })
 }
 
+/// As stored in `meta`: time, boot, time since the boot in nanoseconds, 1 when the clock is in doubt.
+pub(super) fn clock_text(mark: &Mark, doubtful: bool) -> String {
+    format!("{} {:032x} {} {}", mark.time.0, mark.boot.0, mark.since_boot.as_nanos(), u8::from(doubtful))
+}
+
+/// `None` for a text that is none of ours: then nothing is known of the time.
+fn read_clock(text: &str) -> Option<Row> {
+    let mut words = text.split(' ');
+    let time = Timestamp(words.next()?.parse().ok()?);
+    let boot = BootId(u128::from_str_radix(words.next()?, 16).ok()?);
+    let since_boot = Duration::from_nanos(words.next()?.parse().ok()?);
+    let doubtful = words.next()? == "1";
+    Some(Row::Clock { mark: Mark { time, boot, since_boot }, doubtful })
+}
+
 /// Everything the ledger was stored as, and the reservations of items in flight.
 pub(super) fn ledger_rows(c: &Connection) -> Result<Vec<Row>, SpoolError> {
     let mut all = Vec::new();
+    let clock = rows(c, "SELECT value FROM meta WHERE key = 'clock'", |r| r.get::<_, String>(0))?;
+    all.extend(clock.first().and_then(|text| read_clock(text)));
     all.extend(rows(c, "SELECT day, starts, ends FROM span", |r| {
         let (starts, ends) = (Timestamp(r.get(1)?), Timestamp(r.get(2)?));
         Ok(Row::Span(DaySpan { day: Day(r.get(0)?), starts, ends }))

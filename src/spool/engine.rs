@@ -3,16 +3,19 @@
 //! Written once over [`Store`], so that every back end behaves alike. The ledger in memory is changed along the way;
 //! when a transaction fails it is read anew from the store, so that the two can never drift apart.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::body::{BodySource, NewBody};
-use super::item::{BodyId, Item, ItemId, State};
+use super::item::{BodyId, Item, ItemId, Shift, State};
 use super::ledger::{Ledger, Row};
 use super::{
-    Accept, Admission, Ask, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, Done, Fate, Gate, Grant, Part,
-    Placed, Settle, Slots, SpoolError, Store, Touched,
+    Accept, Admission, Ask, Batch, Chore, ChoreAnswer, Claim, ClaimAnswer, Claimed, ClockNote, Done, Fate, Gate, Grant,
+    Part, Placed, Settle, Slots, SpoolError, Store, Touched,
 };
-use crate::message::{Envelope, LaneId, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
+use crate::message::{
+    DaySpan, Envelope, LaneId, Queue, QueueId, Reason, Recipient, Route, SLOT_NANOS, StreamId, Timestamp,
+};
 
 /// Items read from a line at once, so that a claim for one never reads thousands.
 const READ_AHEAD: usize = 64;
@@ -22,6 +25,8 @@ const READ_AHEAD_METERED: usize = 2;
 const RECOVER_AT_ONCE: usize = 1000;
 /// A `maybe` item that was to change its route is tried again on its own one after this.
 const MAYBE_RETRY: Duration = Duration::from_secs(15 * 60);
+/// A calendar that goes back by fewer days waits until it has caught up; the day in force lasts until then.
+const DAYS_BACK: i32 = 2;
 /// How much further a line is searched for items that may fall back when those in front may not.
 const FALL_BACK_DEPTH: usize = 16;
 /// A process that slept for longer than this closes no more than so many empty days.
@@ -34,6 +39,8 @@ pub struct Spool<S> {
     last_item: ItemId,
     last_message: QueueId,
     latest: Timestamp,
+    /// Items that were in flight when times moved: their copies outside are told by the old clock.
+    moved: BTreeMap<ItemId, Shift>,
 }
 
 /// What recovery found when the spool was opened.
@@ -51,7 +58,7 @@ impl<S: Store> Spool<S> {
     pub fn open(mut store: S, now: Timestamp) -> Result<(Self, Recovered), SpoolError> {
         let ledger = Ledger::restore(&store.ledger_rows()?);
         let (last_item, last_message) = store.last_ids()?;
-        let mut spool = Spool { store, ledger, last_item, last_message, latest: now };
+        let mut spool = Spool { store, ledger, last_item, last_message, latest: now, moved: BTreeMap::new() };
         let mut recovered = Recovered::default();
         loop {
             spool.store.begin()?;
@@ -120,19 +127,22 @@ impl<S: Store> Spool<S> {
         slots: &dyn Slots,
         now: Timestamp,
     ) -> Result<Done, SpoolError> {
-        // A clock that steps back stands still for us until it has caught up.
-        let now = now.max(self.latest);
+        // A clock that steps back stands still for us until it has caught up, unless an operator says that it is right.
+        let now = if batch.clock.is_some_and(|note| note.moved != 0) { now } else { now.max(self.latest) };
+        let moved = self.moved.clone();
         self.store.begin()?;
         let mut work = Work { done: Done::default(), gate, slots, now, taken: [0; 2] };
         match self.run(batch, &mut work).and_then(|()| self.save_and_commit()) {
             Ok(()) => {
                 self.latest = now;
+                self.moved.retain(|id, _| batch.settles.iter().all(|settle| settle.item.id != *id));
                 Ok(work.done)
             }
             Err(error) => {
                 for route in Route::ALL {
                     slots.give_back(route, work.taken[route as usize]);
                 }
+                self.moved = moved;
                 self.store.rollback()?;
                 self.ledger = Ledger::restore(&self.store.ledger_rows()?);
                 Err(error)
@@ -147,7 +157,47 @@ impl<S: Store> Spool<S> {
         self.store.commit()
     }
 
+    /// After a start on data that no time is stored with: what was delayed by a clock that was ahead does not wait for
+    /// it. Nothing is delayed beyond `latest` by the rules.
+    pub fn due_by(&mut self, latest: Timestamp) -> Result<usize, SpoolError> {
+        self.store.begin()?;
+        let items = self.store.due_by(latest)?;
+        self.store.commit()?;
+        Ok(items)
+    }
+
+    fn note_clock(&mut self, note: &ClockNote, day: Option<DaySpan>) -> Result<(), SpoolError> {
+        self.ledger.note_clock(note.mark, note.doubtful);
+        let life = i64::try_from(note.missed.as_nanos()).unwrap_or(i64::MAX);
+        if note.moved == 0 && life == 0 {
+            return Ok(());
+        }
+        // Rounded up: what was used must not leave a window earlier.
+        let slots = note.moved.div_euclid(SLOT_NANOS) + i64::from(note.moved.rem_euclid(SLOT_NANOS) != 0);
+        let earlier = |day: &DaySpan| self.ledger.span().filter(|span| day.day.0 + DAYS_BACK <= span.day.0);
+        let day = day.filter(|day| note.moved < 0 && earlier(day).is_some());
+        let days = day.and_then(|day| Some(day.day.0 - self.ledger.span()?.day.0)).unwrap_or(0);
+        let shift = Shift { by: note.moved, life, slots, days };
+        self.store.shift(&shift)?;
+        if note.moved != 0 {
+            self.ledger.shift(shift, day);
+        }
+        let mut above = ItemId(i64::MIN + 1);
+        loop {
+            let items = self.store.in_state(State::InFlight, above, RECOVER_AT_ONCE)?;
+            let Some(last) = items.last() else { return Ok(()) };
+            above = last.id;
+            for item in items {
+                let entry = self.moved.entry(item.id).or_default();
+                *entry = entry.and(shift);
+            }
+        }
+    }
+
     fn run(&mut self, batch: &Batch, work: &mut Work<'_>) -> Result<(), SpoolError> {
+        if let Some(note) = &batch.clock {
+            self.note_clock(note, work.gate.span_at(work.now))?;
+        }
         for _ in 0..MOST_TURNS {
             let Some(turn) = work.gate.turn(&self.ledger, work.now) else { break };
             let total = |ledger: &Ledger| ledger.lane(LaneId::TOTAL).map(|lane| lane.record);
@@ -422,6 +472,18 @@ impl<S: Store> Spool<S> {
     // --- settle -------------------------------------------------------------------------------------------------
 
     fn settle(&mut self, settle: &Settle, work: &mut Work<'_>) -> Result<(), SpoolError> {
+        // Told by a clock that has moved since. The fates may be, too: then they must not wait for it.
+        let retold = self.moved.get(&settle.item.id).map(|shift| {
+            let (item, soon) = (shift.of(settle.item.clone()), work.now.after(MAYBE_RETRY));
+            let mut fates = settle.fates.clone();
+            for fate in &mut fates {
+                if let Fate::Deferred { due } | Fate::Unknown { due } = fate {
+                    *due = (*due).min(soon);
+                }
+            }
+            Settle { item, fates, ..settle.clone() }
+        });
+        let settle = retold.as_ref().unwrap_or(settle);
         let old = &settle.item;
         debug_assert_eq!(settle.fates.len(), old.envelope.recipients.len());
         let count = |pick: fn(&Fate) -> bool| settle.fates.iter().filter(|f| pick(f)).count() as u64;
@@ -730,5 +792,6 @@ pub(super) fn row_key(row: &Row) -> (u8, i64, i64, i64) {
         Row::Stream { lane, stream, day, .. } => (4, lane.0.into(), stream.0.into(), day.0.into()),
         Row::Total { queue, stream, state, .. } => (5, queue.code(), stream.0.into(), state.code()),
         Row::Outstanding { .. } => (6, 0, 0, 0),
+        Row::Clock { .. } => (7, 0, 0, 0),
     }
 }

@@ -79,6 +79,51 @@ pub struct Reservation {
     pub recipients: u64,
 }
 
+/// By how much the times of every item move, since the clock they were told by was wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shift {
+    /// Every time. Nanoseconds.
+    pub by: i64,
+    /// The end of life only, beside that: time in which nobody could have sent anything. Nanoseconds.
+    pub life: i64,
+    /// Quarter-hours of reservations.
+    pub slots: i64,
+    /// Days of reservations.
+    pub days: i32,
+}
+
+impl Shift {
+    /// Times beyond this one, in the year 2255, mean "never" and do not move.
+    pub const NEVER_FROM: i64 = 9_000_000_000_000_000_000;
+
+    /// One after the other.
+    pub fn and(self, then: Shift) -> Shift {
+        Shift {
+            by: self.by.saturating_add(then.by),
+            life: self.life.saturating_add(then.life),
+            slots: self.slots + then.slots,
+            days: self.days + then.days,
+        }
+    }
+
+    /// The item as it is afterwards.
+    pub fn of(self, mut item: Item) -> Item {
+        let moved = |time: Timestamp, by: i64| match time.0 {
+            never if never >= Shift::NEVER_FROM => time,
+            nanos => Timestamp(nanos.saturating_add(by)),
+        };
+        item.accepted = moved(item.accepted, self.by);
+        item.due = moved(item.due, self.by);
+        item.deadline = item.deadline.map(|time| moved(time, self.by));
+        item.expires = item.expires.map(|time| moved(time, self.by.saturating_add(self.life)));
+        if let Some(reservation) = &mut item.reservation {
+            reservation.slot.0 += self.slots;
+            reservation.day.0 += self.days;
+        }
+        item
+    }
+}
+
 /// One message × one lane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {

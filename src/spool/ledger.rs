@@ -9,7 +9,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::item::{Item, Reservation, State};
+use super::item::{Item, Reservation, Shift, State};
+use crate::clock::reckoning::Mark;
 use crate::message::{Day, DayRecord, DaySpan, LaneId, LaneRecord, Queue, Slot, StreamId, Timestamp};
 
 /// Quarter-hours before the current one that the rolling day spans: 96, since an event may lie anywhere in its slot.
@@ -157,6 +158,11 @@ pub enum Row {
         state: State,
         total: Total,
     },
+    /// What is known of the time.
+    Clock {
+        mark: Mark,
+        doubtful: bool,
+    },
     /// An item in flight holds this reservation. Never given as a change; read from the items.
     Outstanding {
         lane: LaneId,
@@ -166,6 +172,7 @@ pub enum Row {
 
 #[derive(Clone, Debug, Default)]
 struct Changes {
+    clock: bool,
     span: bool,
     lanes: BTreeSet<LaneId>,
     days: BTreeSet<(LaneId, Day)>,
@@ -177,6 +184,7 @@ struct Changes {
 /// All lanes, the day in force, and what waits.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
+    clock: Option<(Mark, bool)>,
     span: Option<DaySpan>,
     lanes: BTreeMap<LaneId, LaneLedger>,
     totals: BTreeMap<(Queue, StreamId, State), Total>,
@@ -187,6 +195,16 @@ impl Ledger {
     /// The day in force; `None` before the first one.
     pub fn span(&self) -> Option<DaySpan> {
         self.span
+    }
+
+    /// Which time it was when it was stored last; `None`: never.
+    pub fn clock(&self) -> Option<Mark> {
+        self.clock.map(|(mark, _)| mark)
+    }
+
+    /// The machine's clock cannot be right: nobody knows which part of the limit is used up.
+    pub fn clock_is_doubtful(&self) -> bool {
+        self.clock.is_some_and(|(_, doubtful)| doubtful)
     }
 
     /// The lane's numbers; `None` for a lane that no turn has named yet.
@@ -259,6 +277,46 @@ impl Ledger {
             lane.today.limit = record.limit;
             self.changes.lanes.insert(record.lane);
             self.changes.days.insert((record.lane, day));
+        }
+    }
+
+    /// Keeps what is known of the time.
+    pub(super) fn note_clock(&mut self, mark: Mark, doubtful: bool) {
+        self.clock = Some((mark, doubtful));
+        self.changes.clock = true;
+    }
+
+    /// The clock was wrong by `shift`: what was used keeps its distance from now. `day`, if the calendar goes back too,
+    /// is what today is called from now on; what was used of it stays used, and the days before it move along.
+    pub(super) fn shift(&mut self, shift: Shift, day: Option<DaySpan>) {
+        self.changes.span |= day.is_some();
+        self.span = day.or(self.span);
+        for (id, lane) in &mut self.lanes {
+            lane.arrival.0 = lane.arrival.0.saturating_add(shift.by).max(0);
+            let (slots, outstanding) = (std::mem::take(&mut lane.slots), std::mem::take(&mut lane.outstanding));
+            self.changes.slots.extend(slots.keys().map(|slot| (*id, *slot)));
+            lane.slots = slots.into_iter().map(|(slot, n)| (Slot(slot.0 + shift.slots), n)).collect();
+            self.changes.slots.extend(lane.slots.keys().map(|slot| (*id, *slot)));
+            let moved = |((slot, day), n): ((Slot, Day), u64)| {
+                ((Slot(slot.0 + shift.slots), Day(day.0.saturating_add(shift.days))), n)
+            };
+            lane.outstanding = outstanding.into_iter().map(moved).collect();
+            self.changes.lanes.insert(*id);
+            if shift.days == 0 {
+                continue;
+            }
+            for record in lane.history.iter_mut().chain([&mut lane.today]) {
+                record.day.0 += shift.days;
+                self.changes.days.insert((*id, record.day));
+            }
+            if let Some(braked) = &mut lane.record.last_braked {
+                braked.0 += shift.days;
+            }
+            let streams = std::mem::take(&mut lane.streams);
+            self.changes.streams.extend(streams.keys().map(|(stream, day)| (*id, *stream, *day)));
+            let moved = |((stream, day), n): ((StreamId, Day), StreamDay)| ((stream, Day(day.0 + shift.days)), n);
+            lane.streams = streams.into_iter().map(moved).collect();
+            self.changes.streams.extend(lane.streams.keys().map(|(stream, day)| (*id, *stream, *day)));
         }
     }
 
@@ -399,6 +457,9 @@ impl Ledger {
     pub(super) fn take_changes(&mut self) -> Vec<Row> {
         let changes = std::mem::take(&mut self.changes);
         let mut rows = Vec::with_capacity(changes.slots.len() + changes.totals.len() + 4);
+        if changes.clock {
+            rows.extend(self.clock.map(|(mark, doubtful)| Row::Clock { mark, doubtful }));
+        }
         if changes.span {
             rows.extend(self.span.map(Row::Span));
         }
@@ -442,11 +503,13 @@ impl Ledger {
         for row in rows {
             match row {
                 Row::Span(_) | Row::Lane { .. } => {}
+                Row::Clock { mark, doubtful } => ledger.clock = Some((*mark, *doubtful)),
                 Row::Day { lane, record } => {
                     let Some(entry) = ledger.lanes.get_mut(lane) else { continue };
                     if record.day == entry.today.day {
                         entry.today = *record;
-                    } else {
+                    } else if record.day < entry.today.day {
+                        // Later ones are what days were called before the calendar went back.
                         entry.history.push_back(*record);
                     }
                 }

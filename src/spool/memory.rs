@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::body::NewBody;
 use super::engine::row_key;
-use super::item::{BodyId, Item, ItemId, State};
+use super::item::{BodyId, Item, ItemId, Shift, State};
 use super::{BodySource, Row, SpoolError, Store};
 use crate::message::{Queue, QueueId, StreamId, Timestamp};
 
@@ -256,6 +256,22 @@ impl Store for MemoryStore {
     fn in_state(&mut self, state: State, above: ItemId, most: usize) -> Result<Vec<Item>, SpoolError> {
         let range = (state, ItemId(above.0 + 1))..=(state, HIGHEST);
         Ok(self.pick(self.states.range(range).take(most).map(|(_, id)| *id)))
+    }
+
+    fn shift(&mut self, shift: &Shift) -> Result<(), SpoolError> {
+        for item in self.items.values().cloned().collect::<Vec<_>>() {
+            self.put(item.id, Some(shift.of(item)));
+        }
+        Ok(())
+    }
+
+    fn due_by(&mut self, latest: Timestamp) -> Result<usize, SpoolError> {
+        let late: Vec<_> = self.items.values().filter(|i| i.state.is_waiting() && i.due > latest).cloned().collect();
+        let count = late.len();
+        for item in late {
+            self.put(item.id, Some(Item { due: latest, ..item }));
+        }
+        Ok(count)
     }
 
     fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError> {

@@ -24,15 +24,17 @@ pub mod segment;
 pub mod sqlite;
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 pub use body::BodySource;
 pub use engine::Spool;
-pub use item::{BodyId, Item, ItemId, Reservation, State};
+pub use item::{BodyId, Item, ItemId, Reservation, Shift, State};
 pub use ledger::{Ledger, Row, Turn};
 
-use crate::message::{LaneId, LaneRecord, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
+use crate::clock::reckoning::Mark;
+use crate::message::{DaySpan, LaneId, LaneRecord, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
 use body::NewBody;
 
 /// Why the spool could not take or return something.
@@ -131,6 +133,10 @@ pub trait Gate: Send + Sync {
     fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission;
     /// How many of the asked-for recipients may leave by `new` now.
     fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant;
+    /// The day that `now` lies in; `None` where days do not follow the clock.
+    fn span_at(&self, _now: Timestamp) -> Option<DaySpan> {
+        None
+    }
 }
 
 /// Connections that stand ready. What is accepted while one does is handed over at once, in the same transaction.
@@ -345,9 +351,24 @@ pub struct Touched {
     pub due: Timestamp,
 }
 
+/// News of the clock, to be stored. `now` of the batch goes by it already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockNote {
+    /// Which time it is, so that the next start knows.
+    pub mark: Mark,
+    /// The clock cannot be right: the gate is shut.
+    pub doubtful: bool,
+    /// The machine was off for so long: nobody could send, so lives of messages grow by it.
+    pub missed: Duration,
+    /// An operator accepted a clock that is off by so many nanoseconds: every stored time moves with it.
+    pub moved: i64,
+}
+
 /// Everything that waited while the previous commit ran. Applied in the order of its fields, in one transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// What is new about the clock, before anything asks what time it is.
+    pub clock: Option<ClockNote>,
     /// Outcomes first: they free room and tokens.
     pub settles: Vec<Settle>,
     /// Then what is owed to connections that stand ready.
@@ -359,7 +380,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Nothing to do.
+    /// Nothing to do. The clock alone is none: its news can wait until somebody asks for something.
     pub fn is_empty(&self) -> bool {
         self.settles.is_empty() && self.claims.is_empty() && self.chores.is_empty() && self.accepts.is_empty()
     }
@@ -437,6 +458,10 @@ pub trait Store: Send {
     fn damaged(&mut self) -> Vec<BodyId> {
         Vec::new()
     }
+    /// Moves the times of every item.
+    fn shift(&mut self, shift: &Shift) -> Result<(), SpoolError>;
+    /// No waiting item is due later than `latest`. Returns how many were.
+    fn due_by(&mut self, latest: Timestamp) -> Result<usize, SpoolError>;
     /// Items that name a body.
     fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError>;
     /// Items of one message.

@@ -20,10 +20,11 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, ToSql, params};
 use super::body::NewBody;
 use super::checkpoint::Checkpointer;
 use super::database::{
-    ADDED, AUDIT_MOST, ITEM, SCHEMA_VERSION, connect, create, database, ledger_rows, read_item, rows, system,
+    ADDED, AUDIT_MOST, ITEM, SCHEMA_VERSION, clock_text, connect, create, database, ledger_rows, read_item, rows,
+    system,
 };
 use super::disk::{Ballast, DataDirectory, Watermark, free_and_size, share_of};
-use super::item::{BodyId, Item, ItemId, State, encode_envelope};
+use super::item::{BodyId, Item, ItemId, Shift, State, encode_envelope};
 use super::ledger::{HISTORY_DAYS, Row};
 use super::segment::{self, SegmentId, Segments, read_body};
 use super::{BodySource, ChoreAnswer, SpoolError, Store, by_hand};
@@ -409,13 +410,19 @@ impl Store for SqliteStore {
 
     fn save(&mut self, row: &Row) -> Result<(), SpoolError> {
         match row {
+            Row::Clock { mark, doubtful } => {
+                let text = clock_text(mark, *doubtful);
+                self.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('clock', ?1)", params![text])?;
+            }
             Row::Span(span) => {
                 self.execute(
                     "INSERT OR REPLACE INTO span(one, day, starts, ends) VALUES(1, ?1, ?2, ?3)",
                     params![span.day.0, span.starts.0, span.ends.0],
                 )?;
-                self.execute("DELETE FROM day WHERE day < ?1", params![span.day.0 - HISTORY_DAYS as i32])?;
-                self.execute("DELETE FROM stream_day WHERE day < ?1", params![span.day.0 - HISTORY_DAYS as i32])?;
+                // Also days to come: a calendar that went back has called them so before.
+                let kept = [span.day.0 - HISTORY_DAYS as i32, span.day.0];
+                self.execute("DELETE FROM day WHERE day < ?1 OR day > ?2", params![kept[0], kept[1]])?;
+                self.execute("DELETE FROM stream_day WHERE day < ?1 OR day > ?2", params![kept[0], kept[1]])?;
             }
             Row::Lane { record: r, arrival } => {
                 self.execute(
@@ -600,6 +607,26 @@ impl Store for SqliteStore {
 
     fn damaged(&mut self) -> Vec<BodyId> {
         std::mem::take(&mut self.damaged)
+    }
+
+    fn shift(&mut self, shift: &Shift) -> Result<(), SpoolError> {
+        let Shift { by, life, slots, days } = *shift;
+        if by != 0 || slots != 0 || days != 0 {
+            self.execute(
+                "UPDATE item SET accepted = accepted + ?1, due = due + ?1, slot = slot + ?2, day = day + ?3,
+                   deadline = CASE WHEN deadline < ?4 THEN deadline + ?1 ELSE deadline END",
+                params![by, slots, days, Shift::NEVER_FROM],
+            )?;
+        }
+        self.execute(
+            "UPDATE item SET expires = expires + ?1 WHERE expires < ?2",
+            params![by.saturating_add(life), Shift::NEVER_FROM],
+        )?;
+        Ok(())
+    }
+
+    fn due_by(&mut self, latest: Timestamp) -> Result<usize, SpoolError> {
+        self.execute("UPDATE item SET due = ?1 WHERE state < 3 AND due > ?1", params![latest.0])
     }
 
     fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError> {

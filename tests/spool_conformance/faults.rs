@@ -54,7 +54,7 @@ fn a_busy_bench<B: Backend>() -> (Bench<B>, Batch) {
     let chores = vec![Chore::MoveOverdue { most_items: 9 }, Chore::DropDead { most_items: 9 }];
     let large = bench.message(OTHER_LANE, STREAM, 3, 8000);
     let accepts = vec![large, bench.message(OTHER_LANE, STREAM, 1, 10)];
-    (bench, Batch { settles, claims, chores, accepts })
+    (bench, Batch { settles, claims, chores, accepts, ..Batch::default() })
 }
 
 fn a_batch_that_fails_anywhere_leaves_nothing_half_written<B: Backend>() {

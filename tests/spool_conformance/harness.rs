@@ -277,6 +277,14 @@ impl<S: Store> Store for Faulty<S> {
     fn damaged(&mut self) -> Vec<BodyId> {
         self.inner.damaged()
     }
+    fn shift(&mut self, shift: &Shift) -> Result<(), SpoolError> {
+        self.step()?;
+        self.inner.shift(shift)
+    }
+    fn due_by(&mut self, latest: Timestamp) -> Result<usize, SpoolError> {
+        self.step()?;
+        self.inner.due_by(latest)
+    }
     fn of_body(&mut self, body: BodyId) -> Result<Vec<Item>, SpoolError> {
         self.inner.of_body(body)
     }
@@ -353,6 +361,12 @@ impl FixedGate {
 }
 
 impl Gate for FixedGate {
+    fn span_at(&self, now: Timestamp) -> Option<DaySpan> {
+        let day = Day(now.seconds().div_euclid(86_400) as i32);
+        let starts = Timestamp::from_seconds(i64::from(day.0) * 86_400);
+        Some(DaySpan { day, starts, ends: starts.after(DAY) })
+    }
+
     fn turn(&self, ledger: &Ledger, now: Timestamp) -> Option<Turn> {
         let day = match ledger.span() {
             None => Day((now.seconds() / 86_400) as i32),

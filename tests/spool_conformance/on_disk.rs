@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
 
 use super::harness::*;
-use mailramp::clock::ManualClock;
+use mailramp::clock::{ManualClock, TrustedClock};
 use mailramp::message::*;
 use mailramp::spool::body::{BodyBuffer, BodyWriter, NewBody};
 use mailramp::spool::committer::{self, Committer, Outlet, SpoolHandle};
@@ -79,7 +79,7 @@ impl Outlet for Connections {
 fn started<S: Store + 'static>(store: S) -> (SpoolHandle, Committer, Arc<Connections>) {
     let connections = Arc::new(Connections::default());
     let (spool, _) = Spool::open(store, MIDNIGHT).unwrap();
-    let clock = Arc::new(ManualClock::at(MIDNIGHT));
+    let clock = Arc::new(TrustedClock::new(Arc::new(ManualClock::at(MIDNIGHT)), None));
     let gate = Arc::new(FixedGate::of(10_000));
     let (handle, thread) = committer::start(spool, gate, connections.clone(), clock).unwrap();
     (handle, thread, connections)
