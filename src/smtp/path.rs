@@ -277,8 +277,32 @@ mod tests {
 
     fn piece() -> impl Strategy<Value = &'static str> {
         proptest::sample::select(vec![
-            "a", "B", "1", "\"", "\\", "@", ".", "-", "_", " ", ">", "<", ",", ":", "ü", "\u{85}", "\r", "\n", "\0", "\t",
-            "\u{7f}", "a@b", "postmaster", "example.org", "=", "(",
+            "a",
+            "B",
+            "1",
+            "\"",
+            "\\",
+            "@",
+            ".",
+            "-",
+            "_",
+            " ",
+            ">",
+            "<",
+            ",",
+            ":",
+            "ü",
+            "\u{85}",
+            "\r",
+            "\n",
+            "\0",
+            "\t",
+            "\u{7f}",
+            "a@b",
+            "postmaster",
+            "example.org",
+            "=",
+            "(",
         ])
     }
 
