@@ -1,8 +1,8 @@
 //! One suite for every back end of the spool: kill, full disk, two claimers, midnight, a clock that goes back.
 //!
-//! `harness` has the bench and a plain gate, `rules` what holds everywhere, `by_hand` what operators do, `clock` what a
-//! clock that was wrong may not do, `faults` what a full disk and a crash may not do, `quota` the ledger's promises,
-//! `random` all of it mixed from a seed, `on_disk` what only SQLite and segments have to promise.
+//! `harness` has the bench and a plain gate, `rules` what holds everywhere, `by_hand` what operators do, `restored` what
+//! came back, `clock` what a clock that was wrong may not do, `faults` what a full disk and a crash may not do, `quota`
+//! the ledger's promises, `random` all of it mixed from a seed, `on_disk` what only SQLite and segments have to promise.
 
 #[path = "spool_conformance/harness.rs"]
 mod harness;
@@ -31,5 +31,7 @@ mod on_disk;
 mod quota;
 #[path = "spool_conformance/random.rs"]
 mod random;
+#[path = "spool_conformance/restored.rs"]
+mod restored;
 #[path = "spool_conformance/rules.rs"]
 mod rules;

@@ -183,11 +183,18 @@ pub struct RouteStatus {
 
 /// Messages that are queued, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct QueueTotals {
     pub held: StateTotals,
     pub ready: StateTotals,
     pub deferred: StateTotals,
     pub inflight: StateTotals,
+    /// Came back with restored data; waits for an operator.
+    pub paused: StateTotals,
+    /// Failed, and nobody to tell.
+    pub dead: StateTotals,
+    /// Damaged on disk.
+    pub quarantined: StateTotals,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,6 +214,9 @@ impl QueueTotals {
             QueueState::Ready => &self.ready,
             QueueState::Deferred => &self.deferred,
             QueueState::Inflight => &self.inflight,
+            QueueState::Paused => &self.paused,
+            QueueState::Dead => &self.dead,
+            QueueState::Quarantined => &self.quarantined,
         }
     }
 }
@@ -366,6 +376,8 @@ pub enum Command {
         ids: bool,
     },
     QueueStep(QueueStep),
+    /// No file is removed as long as this connection stands and asks again within half a minute.
+    HoldFiles,
     /// `reason`: the operator's own words, for the log.
     AcceptClock {
         reason: String,
@@ -393,6 +405,7 @@ pub enum Answer {
     QueueShow(Box<ShownMessage>),
     QueueSelect(Selection),
     QueueStep(StepAnswer),
+    FilesHeld,
     AcceptClock(ClockAnswer),
     /// The request was not understood or not allowed; asking again does not help.
     Refused(String),

@@ -109,6 +109,8 @@ async fn session(stream: UnixStream, backend: Arc<dyn Backend>) {
         let _ = answer(&mut stream, Answer::Refused("only the user of the relay and root may".into())).await;
         return;
     }
+    // Let go when the session ends, however it does.
+    let mut held = None;
     loop {
         let mut line = Vec::new();
         let mut limited = (&mut stream).take(REQUEST_MAX_BYTES);
@@ -121,6 +123,13 @@ async fn session(stream: UnixStream, backend: Arc<dyn Backend>) {
             return;
         }
         let said = match understood(&line) {
+            Ok(Command::HoldFiles) => {
+                held.get_or_insert_with(|| {
+                    tracing::info!(event = "admin.action", action = "backup", actor = peer.uid());
+                    backend.hold_files()
+                });
+                Answer::FilesHeld
+            }
             Ok(command) => timeout(PATIENCE, obey(command, &*backend, peer.uid()))
                 .await
                 .unwrap_or_else(|_| Answer::Failed("the relay did not answer within 30 s".into())),
@@ -159,6 +168,7 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
         Command::QueueSelect { filter, action, all, ids } => {
             backend.select(filter, action, all, ids).await.map(Answer::QueueSelect)
         }
+        Command::HoldFiles => Ok(Answer::FilesHeld),
         Command::AcceptClock { reason } => backend.accept_clock().await.map(|done| {
             let (action, moved_seconds) = ("warmup.accept-clock", done.moved_seconds);
             tracing::warn!(event = "admin.action", action, actor, moved_seconds, reason = %reason);
@@ -195,25 +205,44 @@ pub enum CallError {
 
 /// Asks the relay once, without async; for commands. Never returns `Answer::Refused` or `Answer::Failed`.
 pub fn call(socket: &Path, command: Command) -> Result<Answer, CallError> {
-    let unreachable = |source| CallError::Unreachable { path: socket.into(), source };
-    let mut stream = ClientStream::connect(socket).map_err(unreachable)?;
-    let patience = Some(PATIENCE + Duration::from_secs(5));
-    stream.set_read_timeout(patience).map_err(unreachable)?;
-    stream.set_write_timeout(patience).map_err(unreachable)?;
-    let mut request = serde_json::to_vec(&Request::new(command)).map_err(|e| CallError::Garbled(e.to_string()))?;
-    request.push(b'\n');
-    stream.write_all(&request).map_err(unreachable)?;
+    Line::open(socket)?.ask(command)
+}
 
-    let mut line = Vec::new();
-    io::BufReader::new(stream.take(ANSWER_MAX_BYTES)).read_until(b'\n', &mut line).map_err(unreachable)?;
-    if line.is_empty() {
-        return Err(unreachable(io::ErrorKind::UnexpectedEof.into()));
+/// A connection to the relay that is asked more than once, without async.
+pub struct Line {
+    path: PathBuf,
+    stream: io::BufReader<ClientStream>,
+}
+
+impl Line {
+    pub fn open(socket: &Path) -> Result<Line, CallError> {
+        let unreachable = |source| CallError::Unreachable { path: socket.into(), source };
+        let stream = ClientStream::connect(socket).map_err(unreachable)?;
+        let patience = Some(PATIENCE + Duration::from_secs(5));
+        stream.set_read_timeout(patience).map_err(unreachable)?;
+        stream.set_write_timeout(patience).map_err(unreachable)?;
+        Ok(Line { path: socket.into(), stream: io::BufReader::new(stream) })
     }
-    let response: Response = serde_json::from_slice(&line).map_err(|error| CallError::Garbled(error.to_string()))?;
-    match response.answer {
-        Answer::Refused(why) => Err(CallError::Refused(why)),
-        Answer::Failed(why) => Err(CallError::Failed(why)),
-        answer => Ok(answer),
+
+    /// Never returns `Answer::Refused` or `Answer::Failed`.
+    pub fn ask(&mut self, command: Command) -> Result<Answer, CallError> {
+        let path = self.path.clone();
+        let unreachable = |source| CallError::Unreachable { path: path.clone(), source };
+        let mut request = serde_json::to_vec(&Request::new(command)).map_err(|e| CallError::Garbled(e.to_string()))?;
+        request.push(b'\n');
+        self.stream.get_mut().write_all(&request).map_err(unreachable)?;
+        let mut line = Vec::new();
+        (&mut self.stream).take(ANSWER_MAX_BYTES).read_until(b'\n', &mut line).map_err(unreachable)?;
+        if line.is_empty() {
+            return Err(unreachable(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let response: Response =
+            serde_json::from_slice(&line).map_err(|error| CallError::Garbled(error.to_string()))?;
+        match response.answer {
+            Answer::Refused(why) => Err(CallError::Refused(why)),
+            Answer::Failed(why) => Err(CallError::Failed(why)),
+            answer => Ok(answer),
+        }
     }
 }
 
@@ -277,6 +306,29 @@ mod tests {
         assert!(matches!(&said[2], Answer::Refused(why) if why.contains("time-travel")), "{said:?}");
         assert!(matches!(&said[3], Answer::Status(_)));
         assert!(matches!(&said[4], Answer::QueueList(page) if page.rows.len() == 1));
+    }
+
+    #[tokio::test]
+    async fn files_are_held_once_and_only_as_long_as_the_connection_stands() {
+        let dir = TempDir::new().unwrap();
+        let (backend, _task) = start(&dir, FakeBackend::default());
+        let holds = || backend.holds.load(std::sync::atomic::Ordering::SeqCst);
+        let path = socket_path(dir.path());
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = Line::open(&path).unwrap();
+            for _ in 0..2 {
+                assert_eq!(line.ask(Command::HoldFiles).unwrap(), Answer::FilesHeld);
+            }
+            line
+        });
+        let line = line.await.unwrap();
+        assert_eq!(holds(), 1);
+        drop(line);
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while holds() > 0 {
+            assert!(std::time::Instant::now() < deadline, "still held");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! A relay that is not there, for tests.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::api::*;
 use super::{Backend, BackendError, BoxFuture, ListenerProbe};
@@ -42,6 +43,7 @@ pub fn snapshot() -> Snapshot {
             ready: totals(0, 0, None),
             deferred: totals(3, 41_000, Some(ago(7380))),
             inflight: totals(1, 8_000, Some(ago(1))),
+            ..QueueTotals::default()
         },
         spool: SpoolStatus { free_bytes: 18_200_000_000, required_bytes: 1_000_000_000, accepting: true },
     }
@@ -116,6 +118,16 @@ pub struct FakeBackend {
     pub full: bool,
     pub listeners: Vec<ListenerProbe>,
     pub steps: Mutex<Vec<(QueueStep, u32)>>,
+    /// How often files are held now.
+    pub holds: Arc<AtomicUsize>,
+}
+
+struct Held(Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl FakeBackend {
@@ -166,6 +178,11 @@ impl Backend for FakeBackend {
         let messages = step.ids.len() as u64;
         self.steps.lock().unwrap().push((step, actor));
         self.or_broken(StepAnswer { messages, recipients: messages, bytes: 41_000, left: LeftAlone::default() })
+    }
+
+    fn hold_files(&self) -> Box<dyn std::any::Any + Send> {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        Box::new(Held(self.holds.clone()))
     }
 
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {

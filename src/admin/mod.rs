@@ -14,6 +14,7 @@ pub mod queue;
 mod readiness;
 pub mod server;
 
+use std::any::Any;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -49,6 +50,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Does a piece of what was selected, for the user `actor`.
     fn step(&self, step: QueueStep, actor: u32) -> BoxFuture<'_, Result<StepAnswer, BackendError>>;
+
+    /// As long as the answer lives, the spool removes no file: a backup copies them.
+    fn hold_files(&self) -> Box<dyn Any + Send>;
 
     /// From here on the machine's clock is right. Refused while it is not in doubt.
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>>;

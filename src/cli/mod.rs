@@ -3,6 +3,7 @@
 //! Commands that speak to the running relay find its socket in the configured data directory. They write to standard
 //! output what was asked for, to standard error what went wrong and what to do about it.
 
+pub mod backup;
 pub mod by_hand;
 pub mod config;
 pub mod demo;
@@ -81,6 +82,8 @@ pub enum Command {
     /// Look at what waits; hurry it, send it by the other route, remove it
     #[command(subcommand)]
     Queue(queue::Queue),
+    /// Copy the data directory while the relay runs
+    Backup(backup::Options),
     /// Check or show the settings
     Config(config::ConfigArgs),
     /// Hash a password for the users file
@@ -146,6 +149,7 @@ pub fn run(
         Command::Status(options) => status::run(options, &mut context),
         Command::Warmup(command) => warmup::run(command, &mut context),
         Command::Queue(command) => queue::run(command, &mut context),
+        Command::Backup(options) => backup::run(options, &mut context),
         Command::User(command) => user::run(command, &mut context),
     };
     match outcome {
@@ -200,10 +204,14 @@ impl Context<'_> {
         })
     }
 
+    /// Where the relay keeps its data.
+    fn data_dir(&self) -> Result<PathBuf, Failure> {
+        (self.data_dir_of)(&self.config_path()?).map_err(|text| Failure::new(exit::CONFIG, text))
+    }
+
     /// Asks the running relay.
     fn call(&self, command: api::Command) -> Result<Answer, Failure> {
-        let data_dir = (self.data_dir_of)(&self.config_path()?).map_err(|text| Failure::new(exit::CONFIG, text))?;
-        control::call(&control::socket_path(&data_dir), command).map_err(|error| explained(&error))
+        control::call(&control::socket_path(&self.data_dir()?), command).map_err(|error| explained(&error))
     }
 
     /// Writes the result. A reader that has seen enough (`| head`) is no failure.

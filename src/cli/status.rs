@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::text::{self, Paint, count, span};
 use super::{Context, Failure};
-use crate::admin::api::{Answer, Command, DayState, OldestHeld, RouteStatus, Snapshot};
+use crate::admin::api::{Answer, Command, DayState, OldestHeld, QueueTotals, RouteStatus, Snapshot};
 use crate::log::printable;
 
 const BAR_WIDTH: usize = 20;
@@ -48,6 +48,7 @@ pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
         let _ = write!(out, "   oldest {}", span(snapshot.now.since(oldest).as_secs()));
     }
     out.push('\n');
+    out.push_str(&put_aside(queue, paint));
     let spool = &snapshot.spool;
     let verdict = if spool.accepting {
         paint.good("accepting")
@@ -55,6 +56,25 @@ pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
         paint.bad(&format!("FULL: applications get 452; {} free is the least", text::size(spool.required_bytes)))
     };
     let _ = writeln!(out, "spool     {} free   {verdict}", text::size(spool.free_bytes));
+    out
+}
+
+/// What waits for an operator and for nothing else; usually nothing.
+fn put_aside(queue: &QueueTotals, paint: Paint) -> String {
+    let mut out = String::new();
+    for (name, messages, what) in [
+        (
+            "paused",
+            queue.paused.messages,
+            "came back with restored data, maybe delivered since: `queue flush --state paused` or `queue drop --state paused`",
+        ),
+        ("damaged", queue.quarantined.messages, "on disk, never sent: `queue list --state quarantined`"),
+        ("dead", queue.dead.messages, "failed with nobody to tell: `queue list --state dead`"),
+    ] {
+        if messages > 0 {
+            let _ = writeln!(out, "{name:<9} {} {what}", paint.warn(&text::counted(messages, "message")));
+        }
+    }
     out
 }
 
@@ -294,6 +314,17 @@ until then nothing leaves by new: legacy takes it, or it waits
         assert!(text.contains("FULL: applications get 452"), "{text}");
         assert!(text.contains("(digest, waits for its token)"), "{text}");
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn what_waits_for_an_operator_is_on_the_screen_with_what_to_do() {
+        let text = shown(|s| {
+            s.queue.paused.messages = 1;
+            s.queue.quarantined.messages = 2;
+        });
+        let lines: Vec<&str> = text.lines().skip(6).collect();
+        assert!(lines[0].starts_with("paused    1 message came back") && lines[0].contains("--state paused"), "{text}");
+        assert!(lines[1].starts_with("damaged   2 messages on disk") && lines[2].starts_with("spool  "), "{text}");
     }
 
     #[test]

@@ -107,6 +107,12 @@ labels! {
         Ready = "ready",
         Deferred = "deferred",
         Inflight = "inflight",
+        /// Came back with restored data.
+        Paused = "paused",
+        /// Failed, and nobody to tell.
+        Dead = "dead",
+        /// Damaged on disk.
+        Quarantined = "quarantined",
     }
     /// What operators do to queued mail by hand.
     AdminAction {

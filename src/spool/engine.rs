@@ -150,6 +150,20 @@ impl<S: Store> Spool<S> {
         }
     }
 
+    /// The same for work that asks nobody.
+    pub(super) fn in_one_transaction<R>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<R, SpoolError>,
+    ) -> Result<R, SpoolError> {
+        self.store.begin()?;
+        let result = work(self).and_then(|found| self.save_and_commit().map(|()| found));
+        if result.is_err() {
+            self.store.rollback()?;
+            self.ledger = Ledger::restore(&self.store.ledger_rows()?);
+        }
+        result
+    }
+
     fn save_and_commit(&mut self) -> Result<(), SpoolError> {
         for row in self.ledger.take_changes() {
             self.store.save(&row)?;

@@ -20,6 +20,9 @@ pub const HISTORY_DAYS: usize = 31;
 /// Days of a stream's offers that are kept: the same weekday of last week, with one to spare.
 const STREAM_DAYS: i32 = 9;
 
+/// Days before today that the last 24 hours, and an hour more for a change of clocks, can touch.
+const RECENT_DAYS: usize = 2;
+
 /// Items, recipients and octets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Total {
@@ -403,6 +406,21 @@ impl Ledger {
             self.changes.slots.extend(entry.charge(now.slot(), recipients).map(|slot| (id, slot)));
             entry.today.reserved += recipients;
             self.changes.days.insert((id, entry.today.day));
+        }
+    }
+
+    /// Counts every lane's limit as used, today and for the 24 hours from `now` on: what was sent meanwhile is not known
+    /// here. Doing it twice changes nothing.
+    pub(super) fn use_up(&mut self, now: Timestamp) {
+        for (id, entry) in &mut self.lanes {
+            let recent = entry.history.iter().rev().take(RECENT_DAYS).map(|record| record.limit);
+            let limits = recent.chain([entry.record.limit, entry.today.limit]);
+            let most = limits.flatten().max().unwrap_or(0);
+            let slot = now.slot();
+            let missing = most.saturating_sub(entry.slots.get(&slot).copied().unwrap_or(0));
+            self.changes.slots.extend(entry.charge(slot, missing).map(|slot| (*id, slot)));
+            entry.today.reserved = entry.today.reserved.max(most);
+            self.changes.days.insert((*id, entry.today.day));
         }
     }
 

@@ -7,8 +7,10 @@
 //! One algorithm ([`Spool`]) over one trait of rows ([`Store`]): in memory for tests and simulations, SQLite with body
 //! segments for real. It knows nothing of curves: the [`Gate`] it is handed decides, inside the transaction.
 //!
-//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`].
+//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`], [`restored`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`],
+//! [`identity`], [`backup`].
 
+pub mod backup;
 pub mod body;
 pub mod by_hand;
 mod checkpoint;
@@ -16,10 +18,12 @@ pub mod committer;
 mod database;
 pub mod disk;
 pub mod engine;
+pub mod identity;
 pub mod item;
 pub mod ledger;
 pub mod memory;
 pub mod reader;
+mod restored;
 pub mod segment;
 pub mod sqlite;
 
@@ -477,6 +481,14 @@ pub trait Store: Send {
         _bytes: u64,
     ) -> Result<bool, SpoolError> {
         Ok(true)
+    }
+    /// From here on, and until [`Store::adopt`], every start finds that the data was restored.
+    fn disown(&mut self) -> Result<(), SpoolError> {
+        Ok(())
+    }
+    /// The data is at home where it lies now.
+    fn adopt(&mut self) -> Result<(), SpoolError> {
+        Ok(())
     }
     /// Room for new mail; `Err(Full)` with the figures when there is too little. `queued` octets are in the queue.
     fn room(&mut self, queued: u64) -> Result<(), SpoolError>;

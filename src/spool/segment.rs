@@ -141,9 +141,14 @@ impl Segments {
         Ok(file)
     }
 
-    /// Unlinks a segment that no row names. Who still reads it keeps reading.
-    pub fn remove(&mut self, id: SegmentId) -> io::Result<()> {
+    /// A segment that no row names is about to be unlinked. Who still reads it keeps reading.
+    pub fn forget(&mut self, id: SegmentId) {
         self.readers.remove(&id);
+    }
+
+    /// Unlinks a segment that no row names.
+    pub fn remove(&mut self, id: SegmentId) -> io::Result<()> {
+        self.forget(id);
         match std::fs::remove_file(self.path(id)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,

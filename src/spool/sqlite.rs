@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, ToSql, params};
 
+use super::backup::{Holds, UNFINISHED};
 use super::body::NewBody;
 use super::checkpoint::Checkpointer;
 use super::database::{
@@ -24,6 +25,7 @@ use super::database::{
     system,
 };
 use super::disk::{Ballast, DataDirectory, Watermark, free_and_size, share_of};
+use super::identity::{Identity, Since};
 use super::item::{BodyId, Item, ItemId, Shift, State, encode_envelope};
 use super::ledger::{HISTORY_DAYS, Row};
 use super::segment::{self, SegmentId, Segments, read_body};
@@ -55,7 +57,10 @@ pub struct SqliteStore {
     tails: HashMap<SegmentId, i64>,
     /// Segments whose last bodies the next start would have to look at.
     open_tails: BTreeSet<SegmentId>,
+    /// Files that this transaction leaves without a row.
     unlink: Vec<PathBuf>,
+    /// Files that no row names any more; kept only while a backup holds them.
+    garbage: Vec<PathBuf>,
     last_body: i64,
     /// Highest item id and queue id ever stored, and what of it is on disk: rows that are gone must not free their ids.
     last_ids: (i64, i64),
@@ -66,6 +71,9 @@ pub struct SqliteStore {
     ballast_is_out: bool,
     checkpointer: Checkpointer,
     sync_hook: Option<SyncHook>,
+    identity: Identity,
+    since: Since,
+    holds: Holds,
     /// Every statement that was used.
     #[cfg(test)]
     seen: std::cell::RefCell<BTreeSet<String>>,
@@ -98,7 +106,19 @@ enum Order {
 impl SqliteStore {
     /// Opens or makes the spool in `directory`, and mends what a power cut may have torn.
     pub fn open(directory: DataDirectory, limits: DiskLimits) -> Result<Self, SpoolError> {
+        let watermark = Watermark::new(directory.path().to_owned(), limits.min_free, limits.max_used);
+        SqliteStore::open_with(directory, watermark)
+    }
+
+    /// The same with a mark that may change while the spool is open.
+    pub fn open_with(directory: DataDirectory, watermark: Watermark) -> Result<Self, SpoolError> {
         let path = directory.path().to_owned();
+        if path.join(UNFINISHED).exists() {
+            return Err(SpoolError::Directory(format!(
+                "{}: a backup that was not finished; nothing can be said about what is in it. Take another one",
+                path.display()
+            )));
+        }
         let (_, size) = free_and_size(&path).map_err(system("asking for free space"))?;
         let share = share_of(size);
         let file = path.join("spool.db");
@@ -130,6 +150,7 @@ impl SqliteStore {
         }
         connection.execute_batch(ADDED).map_err(database("adding what is new to the database"))?;
         super::disk::sync_directory(&path).map_err(system("syncing the data directory"))?;
+        let (identity, since) = at_home(&connection, &file)?;
         let last_body = connection
             .query_row("SELECT ifnull(max(id), 0) FROM body", [], |r| r.get(0))
             .map_err(database("reading bodies"))?;
@@ -148,8 +169,8 @@ impl SqliteStore {
         let next = on_disk.iter().chain(live.keys()).max().map_or(1, |last| last + 1);
         let segments = Segments::open(directory_of_segments, share, next).map_err(system("opening segments"))?;
         let mut store = SqliteStore {
-            watermark: Watermark { path: path.clone(), min_free: limits.min_free, max_used: limits.max_used },
-            ballast: Ballast::lay(&path, share, limits.min_free).map_err(system("laying the ballast"))?,
+            ballast: Ballast::lay(&path, share, watermark.min_free()).map_err(system("laying the ballast"))?,
+            watermark,
             ballast_is_out: false,
             checkpointer,
             directory,
@@ -160,11 +181,15 @@ impl SqliteStore {
             tails: HashMap::new(),
             open_tails: BTreeSet::new(),
             unlink: Vec::new(),
+            garbage: Vec::new(),
             last_body,
             last_ids,
             saved_ids: last_ids,
             damaged: Vec::new(),
             sync_hook: None,
+            identity,
+            since,
+            holds: Holds::default(),
             #[cfg(test)]
             seen: Default::default(),
         };
@@ -177,6 +202,16 @@ impl SqliteStore {
             result => result?,
         }
         Ok(store)
+    }
+
+    /// What became of the data since it was last opened.
+    pub fn since(&self) -> Since {
+        self.since
+    }
+
+    /// Keeps files from being removed while a backup copies them.
+    pub fn holds(&self) -> Holds {
+        self.holds.clone()
     }
 
     /// Tells `hook` of each step of each commit from here on.
@@ -362,11 +397,15 @@ impl SqliteStore {
         // The transaction stands. An error from here on would have it undone in memory and applied again.
         for id in emptied {
             self.live.remove(&id);
-            let path = self.segments.path(id);
-            left_behind(&path, self.segments.remove(id));
+            self.segments.forget(id);
+            self.garbage.push(self.segments.path(id));
         }
-        for path in self.unlink.drain(..) {
-            left_behind(&path, fs::remove_file(&path));
+        self.garbage.append(&mut self.unlink);
+        // Asked after the commit: a backup that reads rows from before it has said so before.
+        if !self.holds.any() {
+            for path in self.garbage.drain(..) {
+                left_behind(&path, fs::remove_file(&path));
+            }
         }
         self.checkpointer.after_commit(&self.connection);
         Ok(())
@@ -667,10 +706,19 @@ impl Store for SqliteStore {
         Ok(true)
     }
 
+    fn disown(&mut self) -> Result<(), SpoolError> {
+        self.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('home', 'nowhere')", &[]).map(drop)
+    }
+
+    fn adopt(&mut self) -> Result<(), SpoolError> {
+        let home = self.identity.to_string();
+        self.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('home', ?1)", params![home]).map(drop)
+    }
+
     fn room(&mut self, queued: u64) -> Result<(), SpoolError> {
         self.watermark.check(queued)?;
         if self.ballast_is_out {
-            self.ballast.restore(self.directory.path(), self.watermark.min_free);
+            self.ballast.restore(self.directory.path(), self.watermark.min_free());
             self.ballast_is_out = !self.ballast.is_laid();
         }
         Ok(())
@@ -680,6 +728,26 @@ impl Store for SqliteStore {
         self.ballast_is_out = true;
         self.ballast.free()
     }
+}
+
+/// Compares the database with what it says of itself. One that says nothing yet is at home.
+fn at_home(connection: &Connection, file: &Path) -> Result<(Identity, Since), SpoolError> {
+    let found = Identity::of(file).map_err(system("looking at the database"))?;
+    let stored: Option<String> = connection
+        .query_row("SELECT value FROM meta WHERE key = 'home'", [], |r| r.get(0))
+        .optional()
+        .map_err(database("reading where the database was"))?;
+    // Words that are no identity: restored, and not brought back to the end.
+    let since = match &stored {
+        None => Since::Same,
+        Some(text) => text.parse().map_or(Since::Copied, |known: Identity| known.compare(&found)),
+    };
+    if since != Since::Copied && stored.as_deref() != Some(found.to_string().as_str()) {
+        connection
+            .execute("INSERT OR REPLACE INTO meta(key, value) VALUES('home', ?1)", params![found.to_string()])
+            .map_err(database("noting where the database is"))?;
+    }
+    Ok((found, since))
 }
 
 /// A file that should be gone is removed at the next start, which looks for files that no row names.

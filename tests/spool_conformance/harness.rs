@@ -302,6 +302,14 @@ impl<S: Store> Store for Faulty<S> {
         self.step()?;
         self.inner.audit(action, audit, now, did, bytes)
     }
+    fn disown(&mut self) -> Result<(), SpoolError> {
+        self.step()?;
+        self.inner.disown()
+    }
+    fn adopt(&mut self) -> Result<(), SpoolError> {
+        self.step()?;
+        self.inner.adopt()
+    }
     fn room(&mut self, queued: u64) -> Result<(), SpoolError> {
         if self.full { Err(SpoolError::Full { free_bytes: 0, required_bytes: 1, used_bytes: queued }) } else { Ok(()) }
     }
