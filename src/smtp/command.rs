@@ -159,10 +159,10 @@ mod tests {
     use super::*;
 
     type Read = Result<Command<'static>, CommandError>;
-    type Reader = fn(&[u8]) -> Result<(Path<'_>, &[u8]), PathError>;
+    type ReadPath = fn(&[u8]) -> Result<(Path<'_>, &[u8]), PathError>;
 
     /// Paths come from their own reader only, so that is how the expected ones are built.
-    fn path(text: &str, read: Reader) -> Path<'static> {
+    fn path(text: &str, read: ReadPath) -> Path<'static> {
         read(format!("<{text}>").leak().as_bytes()).unwrap().0
     }
 
