@@ -82,8 +82,10 @@ async fn serve(path: &Path, settings: &Settings, clock: Arc<dyn Clock>, data: Da
         }
         Ok(()) => Err(Failure::new(exit::IO, "the spool has stopped; start again to recover")),
         Err(error) => {
-            tracing::error!(event = "spool.failed", reason = %error);
-            Err(Failure::new(exit::IO, format!("the spool failed {error}; start again to recover")))
+            let data_dir = settings.data_dir.display();
+            tracing::error!(event = "spool.failed", reason = %error, %data_dir);
+            let advice = "look for the disk in the system's log, then start again to recover";
+            Err(Failure::new(exit::IO, format!("the spool in {data_dir} failed {error}; {advice}")))
         }
     }
 }

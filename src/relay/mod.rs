@@ -74,13 +74,22 @@ pub enum StartError {
 }
 
 impl StartError {
-    fn of_spool(error: SpoolError) -> StartError {
+    fn of_spool(error: SpoolError, directory: &std::path::Path) -> StartError {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        let directory = directory.display();
         match error {
+            SpoolError::Database { source, .. }
+                if matches!(source.sqlite_error_code(), Some(NotADatabase | DatabaseCorrupt)) =>
+            {
+                StartError::DataDirectory(format!(
+                    "{directory}/spool.db is damaged: {source}; keep it, and start from a backup or in another data_dir"
+                ))
+            }
             SpoolError::Locked(path) => StartError::Busy(format!(
                 "the data directory {path} is in use by another mailramp process; stop that one, or set another data_dir"
             )),
             SpoolError::Directory(text) => StartError::DataDirectory(text),
-            other => StartError::Io(format!("the spool cannot be opened: {other}")),
+            other => StartError::Io(format!("the spool in {directory} cannot be opened: {other}")),
         }
     }
 }
@@ -141,22 +150,23 @@ impl Relay {
         let gate = warmup_gate(settings)?;
         let plan = plan(settings, &gate)?;
         let front_door = FrontDoor::new(settings, DoorFiles::read(settings, clock.now())?)?;
-        let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
+        let unusable = |error| StartError::of_spool(error, &settings.data_dir);
+        let directory = DataDirectory::open(&settings.data_dir).map_err(unusable)?;
         let sockets = Sockets::take(settings)?;
         let bound: Vec<SocketAddr> = sockets.smtp.iter().map(|(_, bound, _)| *bound).collect();
         ourselves::refuse_loops(&plan, &bound).await?;
         let disk = &settings.queue.disk;
         let watermark = Watermark::new(settings.data_dir.clone(), disk.min_free, disk.max);
-        let mut store = SqliteStore::open_with(directory, watermark.clone()).map_err(StartError::of_spool)?;
+        let mut store = SqliteStore::open_with(directory, watermark.clone()).map_err(unusable)?;
         // One clock for all, which goes on from what the spool has seen.
-        let stored = store.ledger_rows().map_err(StartError::of_spool)?;
+        let stored = store.ledger_rows().map_err(unusable)?;
         let mark = stored.iter().find_map(|row| if let Row::Clock { mark, .. } = row { Some(*mark) } else { None });
         let clock = Arc::new(TrustedClock::new(clock, mark));
         let since = store.since();
-        let (mut spool, recovered) = Spool::open(store, clock.now()).map_err(StartError::of_spool)?;
+        let (mut spool, recovered) = Spool::open(store, clock.now()).map_err(unusable)?;
         if mark.is_none() {
             let latest = clock.now().after(plan.settle.retry.longest());
-            spool.due_by(latest).map_err(StartError::of_spool)?;
+            spool.due_by(latest).map_err(unusable)?;
         }
         refuse_stranded(settings, spool.ledger())?;
         tracing::info!(
@@ -166,7 +176,7 @@ impl Relay {
             queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
         );
         if data == Data::Restored || since == Since::Copied {
-            bring_back_paused(&mut spool, &gate, clock.now(), data)?;
+            bring_back_paused(&mut spool, &gate, clock.now(), data).map_err(unusable)?;
         } else if since == Since::Renumbered {
             tracing::warn!(
                 event = "spool.moved",
@@ -251,8 +261,8 @@ fn bring_back_paused(
     gate: &WarmupGate,
     now: Timestamp,
     data: Data,
-) -> Result<(), StartError> {
-    let paused = spool.bring_back_paused(gate, now).map_err(StartError::of_spool)?;
+) -> Result<(), SpoolError> {
+    let paused = spool.bring_back_paused(gate, now)?;
     let reason = match data {
         Data::Restored => "--restored",
         Data::AsFound => "the database is not the file it was: restored or copied",
@@ -325,7 +335,8 @@ fn assemble(
     let (no_more_mail, no_more_claims, no_more_questions) = Default::default();
     let ids = Arc::new(QueueIds::after(spool.last_message()));
     let lines = waiting_lines(spool.ledger());
-    let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(StartError::of_spool)?);
+    let unusable = |error| StartError::of_spool(error, &settings.data_dir);
+    let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(unusable)?);
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
     let gate = Arc::new(LiveGate::new(gate));
