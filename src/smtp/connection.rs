@@ -191,6 +191,11 @@ impl<I: Intake> Connection<I> {
                 Event::Close => return Ok(Next::Close),
                 Event::StartTls => return Ok(Next::StartTls),
                 Event::Flush => self.flush().await?,
+                // A client that sends its next envelope along with each final dot would never be between two messages.
+                Event::Mail if self.grace_until.is_some() => {
+                    self.session.shut_down(&mut self.replies);
+                    return Ok(Next::Close);
+                }
                 Event::Mail => self.session.sender(self.shared.intake.ready(), &mut self.replies),
                 Event::Data => self.begin().await,
                 Event::Text(text) => self.write_body(text).await,
