@@ -310,6 +310,14 @@ host = "127.0.0.1:{new}"
         values = self.metrics()
         return sum(value for series, value in values.items() if series.startswith("mailramp_queue_messages{"))
 
+    def under_way(self):
+        """Messages that still move by themselves: not those that were put aside."""
+        values, states = self.metrics(), ("held", "ready", "deferred", "inflight")
+        return sum(values[f'mailramp_queue_messages{{state="{state}"}}'] for state in states)
+
+    def wait_settled(self, seconds):
+        wait_until(f"nothing in {self.name} is under way", seconds, lambda: self.under_way() == 0, 0.2)
+
     def wait_empty(self, seconds):
         wait_until(f"the queue of {self.name} is empty", seconds, lambda: self.queued() == 0, 0.2)
 
