@@ -9,6 +9,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Loaded, LogAddresses, LogFormat, LogLevel, Settings, process_environment};
 use crate::log;
 use crate::relay::{Data, Relay, StartError};
+use crate::spool::SpoolError;
 
 /// Arguments of `mailramp run`.
 #[derive(Debug, clap::Args)]
@@ -61,6 +62,9 @@ async fn serve(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result
         Ok(()) => Err(Failure::new(exit::IO, "the spool has stopped; start again to recover")),
         Err(error) => {
             tracing::error!(event = "spool.failed", reason = %error);
+            if matches!(error, SpoolError::Damaged { .. }) {
+                return Err(Failure::new(exit::IO, error.to_string()));
+            }
             Err(Failure::new(exit::IO, format!("the spool failed {error}; start again to recover")))
         }
     }

@@ -36,6 +36,12 @@ use crate::message::{Queue, QueueId, StreamId, Timestamp};
 const INLINE_MAX: u64 = 4 << 10;
 /// Write-ahead log at which the checkpoint thread is woken, on a file system with room for it.
 const CHECKPOINT_BYTES: u64 = 32 << 20;
+/// Transactions between two looks at how much of the database is free.
+const SHRINK_EVERY: u32 = 64;
+/// Pages of 4 KiB given back to the file system at once.
+const SHRINK_PAGES: i64 = 256;
+/// Free pages that are kept, since they are used again soon; and never less than half of all.
+const KEPT_FREE_PAGES: i64 = 1024;
 /// `seg.tail` of a segment that is synced to its end.
 const NO_TAIL: i64 = i64::MAX;
 
@@ -66,6 +72,7 @@ pub struct SqliteStore {
     last_ids: (i64, i64),
     saved_ids: (i64, i64),
     damaged: Vec<BodyId>,
+    transactions: u32,
     watermark: Watermark,
     ballast: Ballast,
     ballast_is_out: bool,
@@ -176,6 +183,7 @@ impl SqliteStore {
             open_tails: BTreeSet::new(),
             unlink: Vec::new(),
             garbage: Vec::new(),
+            transactions: 0,
             last_body,
             last_ids,
             saved_ids: last_ids,
@@ -405,6 +413,29 @@ impl SqliteStore {
         Ok(())
     }
 
+    /// After a spike the file gets smaller again, a little at a time, so that no commit waits for long.
+    fn shrink(&self) -> Result<(), SpoolError> {
+        let doing = "giving room back to the file system";
+        let number = |sql: &str| self.connection.query_row(sql, [], |r| r.get::<_, i64>(0)).map_err(database(doing));
+        let (free, all) = (number("PRAGMA freelist_count")?, number("PRAGMA page_count")?);
+        if free < KEPT_FREE_PAGES || free < all / 2 {
+            return Ok(());
+        }
+        let sql = format!("PRAGMA incremental_vacuum({SHRINK_PAGES})");
+        let vacuum = || -> rusqlite::Result<()> {
+            let mut statement = self.connection.prepare_cached(&sql)?;
+            let mut pages = statement.query([])?;
+            // A page with each step.
+            while pages.next()?.is_some() {}
+            Ok(())
+        };
+        match vacuum().map_err(database(doing)) {
+            // It needs room in the log first; another time.
+            Err(SpoolError::Full { .. }) => Ok(()),
+            result => result,
+        }
+    }
+
     fn forget_transaction(&mut self) {
         self.segments.discard();
         self.change.clear();
@@ -424,6 +455,10 @@ impl Store for SqliteStore {
 
     fn begin(&mut self) -> Result<(), SpoolError> {
         self.checkpointer.check()?;
+        self.transactions = self.transactions.wrapping_add(1);
+        if self.transactions.is_multiple_of(SHRINK_EVERY) {
+            self.shrink()?;
+        }
         self.statement("BEGIN IMMEDIATE")?.execute([]).map_err(database("beginning a transaction"))?;
         Ok(())
     }
