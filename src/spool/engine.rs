@@ -543,6 +543,8 @@ impl<S: Store> Spool<S> {
             }
         }
         if let Some(report) = &settle.report {
+            // The failed message goes with this transaction: all that is left of it is the report.
+            self.store.bodies_first();
             self.accept(report, work)?;
         }
         Ok(())

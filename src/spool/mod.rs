@@ -446,6 +446,9 @@ pub trait Store: Send {
     fn save(&mut self, row: &Row) -> Result<(), SpoolError>;
     /// Stores a body that `references` items will name.
     fn insert_body(&mut self, body: &NewBody, message: QueueId, references: u64) -> Result<BodyId, SpoolError>;
+    /// In this transaction no row may be durable before its body is. Otherwise a power cut may leave a row whose body is
+    /// not there, which is right only for what nobody was told of.
+    fn bodies_first(&mut self) {}
     /// Changes how many items name the body; at zero it is gone.
     fn reference_body(&mut self, body: BodyId, change: i64) -> Result<(), SpoolError>;
     /// Where the octets are, and their CRC-32. `None`: the row is gone.

@@ -72,6 +72,8 @@ pub struct SqliteStore {
     last_ids: (i64, i64),
     saved_ids: (i64, i64),
     damaged: Vec<BodyId>,
+    /// This transaction's bodies are synced before its rows.
+    bodies_first: bool,
     transactions: u32,
     watermark: Watermark,
     ballast: Ballast,
@@ -105,7 +107,7 @@ pub enum CommitStep {
 /// Which sync a commit waits for before it starts the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
-    /// Neither: nothing in this transaction was answered for before.
+    /// Neither: no body in this transaction was answered for before.
     SideBySide,
     BodiesFirst,
 }
@@ -183,6 +185,7 @@ impl SqliteStore {
             open_tails: BTreeSet::new(),
             unlink: Vec::new(),
             garbage: Vec::new(),
+            bodies_first: false,
             transactions: 0,
             last_body,
             last_ids,
@@ -375,8 +378,15 @@ impl SqliteStore {
         if bodies {
             self.hook(CommitStep::BodiesWritten);
         }
+        let mut order = order;
+        if std::mem::take(&mut self.bodies_first) {
+            order = Order::BodiesFirst;
+        }
         if order == Order::BodiesFirst {
             pending.wait_all().map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
+            if bodies {
+                self.hook(CommitStep::BodiesSynced);
+            }
         }
         // Both syncs run at once: the segment's in its thread, the database's in here.
         let committed = self.connection.prepare_cached("COMMIT").and_then(|mut s| s.execute([]).map(drop));
@@ -386,7 +396,7 @@ impl SqliteStore {
         synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
         committed.map_err(database("committing"))?;
         self.hook(CommitStep::DatabaseSynced);
-        if bodies {
+        if bodies && order == Order::SideBySide {
             self.hook(CommitStep::BodiesSynced);
         }
         self.saved_ids = self.last_ids;
@@ -441,6 +451,7 @@ impl SqliteStore {
         self.change.clear();
         self.tails.clear();
         self.unlink.clear();
+        self.bodies_first = false;
     }
 }
 
@@ -567,6 +578,10 @@ impl Store for SqliteStore {
         self.last_body = id;
         self.last_ids.1 = self.last_ids.1.max(message.0 as i64);
         Ok(BodyId(id))
+    }
+
+    fn bodies_first(&mut self) {
+        self.bodies_first = true;
     }
 
     fn reference_body(&mut self, body: BodyId, change: i64) -> Result<(), SpoolError> {
