@@ -14,6 +14,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -77,7 +78,10 @@ impl FromStr for Addresses {
     }
 }
 
-static ADDRESSES: OnceLock<Addresses> = OnceLock::new();
+static ADDRESSES: AtomicU8 = AtomicU8::new(Addresses::Masked as u8);
+
+type ChangeLevel = Box<dyn Fn(Level) + Send + Sync>;
+static CHANGE_LEVEL: OnceLock<ChangeLevel> = OnceLock::new();
 
 /// Starts the log of this process. Once; a second call changes nothing and returns false.
 ///
@@ -85,30 +89,54 @@ static ADDRESSES: OnceLock<Addresses> = OnceLock::new();
 pub fn init(format: Format, level: Level, addresses: Addresses) -> bool {
     let terminal = io::stdout().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let _ = ADDRESSES.set(addresses);
-    let subscriber = subscriber(Lines::new(format, terminal, colour), level, io::stdout);
+    show_addresses(addresses);
+    let (subscriber, change) = subscriber(Lines::new(format, terminal, colour), level, io::stdout);
+    let _ = CHANGE_LEVEL.set(change);
     // Also brings in what libraries say through the `log` crate.
     subscriber.try_init().is_ok()
 }
 
 /// Like [`init`], into a file: as logfmt, for a command that has the terminal for itself.
 pub fn init_file(file: std::fs::File, level: Level, addresses: Addresses) -> bool {
-    let _ = ADDRESSES.set(addresses);
-    subscriber(Lines::new(Format::Logfmt, false, false), level, std::sync::Mutex::new(file)).try_init().is_ok()
+    show_addresses(addresses);
+    subscriber(Lines::new(Format::Logfmt, false, false), level, std::sync::Mutex::new(file)).0.try_init().is_ok()
 }
 
-fn subscriber<W>(lines: Lines, level: Level, writer: W) -> impl Subscriber + Send + Sync
+/// From the next event on; nothing when the log was not started by [`init`].
+pub fn change_level(level: Level) {
+    if let Some(change) = CHANGE_LEVEL.get() {
+        change(level);
+    }
+}
+
+/// How addresses appear from the next event on.
+pub fn show_addresses(addresses: Addresses) {
+    ADDRESSES.store(addresses as u8, Ordering::Relaxed);
+}
+
+fn subscriber<W>(lines: Lines, level: Level, writer: W) -> (impl Subscriber + Send + Sync, ChangeLevel)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
+    let builder = tracing_subscriber::fmt()
+        .event_format(lines)
+        .with_writer(writer)
+        .with_env_filter(filter(level))
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    // It fails only when the subscriber is gone, and with it whoever would notice.
+    (builder.finish(), Box::new(move |level| drop(handle.reload(filter(level)))))
+}
+
+fn filter(level: Level) -> EnvFilter {
     let others = level.min(Level::WARN);
-    let filter = EnvFilter::new(format!("{others},mailramp={level}"));
-    tracing_subscriber::fmt().with_env_filter(filter).event_format(lines).with_writer(writer).finish()
+    EnvFilter::new(format!("{others},mailramp={level}"))
 }
 
 /// An address as the log and the queue listing show it. `<>` for the null sender.
 pub fn mask(address: &[u8]) -> String {
-    ADDRESSES.get().copied().unwrap_or_default().show(address)
+    let shown = ADDRESSES.load(Ordering::Relaxed);
+    [Addresses::Hashed, Addresses::Full].into_iter().find(|a| *a as u8 == shown).unwrap_or_default().show(address)
 }
 
 impl Addresses {
@@ -392,7 +420,7 @@ mod tests {
         let sink = Sink::default();
         let copy = sink.clone();
         let lines = Lines::new(format, false, false);
-        tracing::subscriber::with_default(subscriber(lines, level, move || copy.clone()), write);
+        tracing::subscriber::with_default(subscriber(lines, level, move || copy.clone()).0, write);
         let bytes = sink.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
@@ -455,6 +483,26 @@ mod tests {
         assert!(lines.contains("event=ours") && !lines.contains("theirs") && lines.contains("event=rustls msg=loud"));
         let lines = logged(Format::Logfmt, Level::ERROR, || tracing::warn!(target: "rustls", "loud"));
         assert_eq!(lines, "");
+    }
+
+    #[test]
+    fn the_level_can_be_changed_while_the_log_is_in_use() {
+        let sink = Sink::default();
+        let copy = sink.clone();
+        let (subscriber, change) =
+            subscriber(Lines::new(Format::Logfmt, false, false), Level::INFO, move || copy.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for (level, event) in [(Level::INFO, "one"), (Level::DEBUG, "two"), (Level::WARN, "three")] {
+                change(level);
+                tracing::debug!(event);
+            }
+        });
+        let bytes = sink.0.lock().unwrap().clone();
+        let lines = String::from_utf8(bytes).unwrap();
+        assert!(
+            lines.contains("event=two") && !lines.contains("event=one") && !lines.contains("event=three"),
+            "{lines}"
+        );
     }
 
     #[test]

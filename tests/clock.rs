@@ -101,7 +101,7 @@ impl Bench {
     async fn until(&self, new: usize, legacy: usize, queued: usize) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            self.relay().backend.dispatcher.nudge();
+            self.relay().backend.routes.current().nudge();
             let found = (self.new.messages().len(), self.legacy.messages().len(), self.queue().await.len());
             if found == (new, legacy, queued) {
                 return;
@@ -115,7 +115,7 @@ impl Bench {
     async fn attempted(&self, attempts: u32) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            self.relay().backend.dispatcher.nudge();
+            self.relay().backend.routes.current().nudge();
             let rows = self.queue().await;
             if rows.len() == 2 && rows.iter().all(|row| row.attempts == attempts) {
                 return;

@@ -105,7 +105,7 @@ impl Door {
             ids: Arc::new(QueueIds::after(QueueId(0))),
             clock,
             metrics: metrics.clone(),
-            watermark: Watermark { path: folder.path().into(), min_free: 0, max_used: u64::MAX },
+            watermark: Watermark::new(folder.path().into(), 0, u64::MAX),
         });
         let settings = SessionSettings { allow_from: vec!["127.0.0.0/8".parse().unwrap()], ..Default::default() };
         let listener = ListenerSettings { address: SocketAddr::from(([127, 0, 0, 1], 0)), index: 0 };

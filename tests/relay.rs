@@ -403,11 +403,11 @@ async fn without_a_legacy_server_mail_over_the_limit_waits_for_the_next_tokens()
     assert_eq!((&row.id, row.next), (&id, None), "no deadline");
     // A new day has begun by then, but the 24 hours are not over.
     clock.set(NOON.after(minutes(23 * 60)));
-    bench.relay().backend.dispatcher.nudge();
+    bench.relay().backend.routes.current().nudge();
     assert_eq!(bench.row(ItemState::Held).await.id, id);
     assert_eq!(new.messages().len(), 1);
     clock.set(NOON.after(minutes(24 * 60 + 16)));
-    bench.relay().backend.dispatcher.nudge();
+    bench.relay().backend.routes.current().nudge();
     bench.empty().await;
     assert_eq!(new.messages()[1].rcpts, [rcpt("second@example.net")]);
     bench.stop().await;
@@ -428,11 +428,11 @@ async fn what_has_not_left_by_its_deadline_leaves_by_legacy() {
     let row = bench.row(ItemState::Held).await;
     assert_eq!((&row.id, row.next), (&id, Some(NOON.after(minutes(15)))));
     clock.set(NOON.after(minutes(14)));
-    bench.relay().backend.dispatcher.nudge();
+    bench.relay().backend.routes.current().nudge();
     assert_eq!(bench.row(ItemState::Held).await.id, id);
     assert!(legacy.messages().is_empty());
     clock.set(NOON.after(minutes(15)));
-    bench.relay().backend.dispatcher.nudge();
+    bench.relay().backend.routes.current().nudge();
     bench.empty().await;
     let taken = legacy.messages();
     assert_eq!(taken.len(), 1);

@@ -83,7 +83,7 @@ async fn a_rule_that_is_not_named_leaves_the_mail_waiting_for_its_deadline() {
                 assert_eq!(recipients(&legacy), ["a@example.net"], "{rule}");
             } else {
                 bench.until_status("new is down", |status| !status.new.up).await;
-                bench.relay().backend.dispatcher.nudge();
+                bench.relay().backend.routes.current().nudge();
                 let row = bench.row(ItemState::Held).await;
                 assert_eq!(row.route.as_deref(), Some("new"), "{rule}");
                 assert!(legacy.messages().is_empty(), "{rule}");
@@ -102,7 +102,7 @@ async fn mail_that_is_to_wait_for_new_however_long_does_not_fall_back() {
     let bench = Bench::start(&setup).await;
     bench.send(SENDER, &["patient@example.net"], BODY);
     bench.until_status("new is down", |status| !status.new.up).await;
-    bench.relay().backend.dispatcher.nudge();
+    bench.relay().backend.routes.current().nudge();
     let row = bench.row(ItemState::Held).await;
     assert_eq!(row.route.as_deref(), Some("new"));
     let new = Scripted::start_on(socket, Script::new()).await;
@@ -294,7 +294,7 @@ async fn legacy_gets_no_more_recipients_in_a_minute_than_it_may() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         // Whoever could send more would have been woken by now.
-        bench.relay().backend.dispatcher.nudge();
+        bench.relay().backend.routes.current().nudge();
         bench
             .until("the rest waits", |rows| rows.iter().map(|r| r.recipients).sum::<u64>() == 6 - expected as u64)
             .await;
@@ -304,7 +304,7 @@ async fn legacy_gets_no_more_recipients_in_a_minute_than_it_may() {
     clock.set(NOON.after(Duration::from_secs(59)));
     count(3).await;
     clock.set(NOON.after(Duration::from_secs(62)));
-    bench.relay().backend.dispatcher.nudge();
+    bench.relay().backend.routes.current().nudge();
     count(6).await;
     bench.empty().await;
     let mut all = recipients(&legacy);

@@ -56,7 +56,9 @@ pub fn check(path: &Path, env: impl Iterator<Item = (String, String)>, out: &mut
     match Settings::load(path, env) {
         Ok(loaded) => {
             // What a start would read beside the settings.
-            let users = match relay::server_tls(&loaded.settings).and_then(|_| relay::user_file(&loaded.settings)) {
+            let users = match relay::front_door::server_tls(&loaded.settings)
+                .and_then(|_| relay::front_door::user_file(&loaded.settings))
+            {
                 Ok(users) => users,
                 Err(faults) => {
                     writeln!(out, "{faults}")?;

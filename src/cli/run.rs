@@ -1,14 +1,16 @@
 //! `mailramp run`: the relay, until it is told to stop.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Context, Failure, exit};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Loaded, LogAddresses, LogFormat, LogLevel, Settings, process_environment};
+use crate::config::{Loaded, LogFormat, Settings, process_environment};
 use crate::log;
-use crate::relay::{Data, Relay, StartError};
+use crate::relay::reload::{log_level, shown_addresses};
+use crate::relay::{Data, Relay, StartError, notify};
 use crate::spool::SpoolError;
 
 /// Arguments of `mailramp run`.
@@ -20,7 +22,7 @@ pub struct Options {
     restored: bool,
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. SIGHUP: goes on with the settings as they are then.
 pub fn run(options: &Options, context: &mut Context<'_>) -> Result<(), Failure> {
     let path = context.config_path()?;
     let loaded = Settings::load(&path, process_environment())
@@ -31,10 +33,10 @@ pub fn run(options: &Options, context: &mut Context<'_>) -> Result<(), Failure> 
         .build()
         .map_err(|error| Failure::new(exit::IO, format!("cannot start threads: {error}")))?;
     let data = if options.restored { Data::Restored } else { Data::AsFound };
-    runtime.block_on(serve(&loaded.settings, Arc::new(SystemClock), data))
+    runtime.block_on(serve(&path, &loaded.settings, Arc::new(SystemClock), data))
 }
 
-async fn serve(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<(), Failure> {
+async fn serve(path: &Path, settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<(), Failure> {
     let unusable = |error: std::io::Error| Failure::new(exit::IO, format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(unusable)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unusable)?;
@@ -44,16 +46,36 @@ async fn serve(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result
         tracing::info!(event = "relay.listening", address = %address, protocol = "smtp");
     }
     tracing::info!(event = "relay.listening", address = %relay.http, protocol = "http");
+    notify::ready();
+    let telling = tokio::spawn(notify::keep_telling(relay.backend.clone()));
     let died = loop {
         tokio::select! {
             _ = terminate.recv() => break false,
             _ = interrupt.recv() => break false,
-            _ = hang_up.recv() => reload(&relay, settings).await,
+            _ = hang_up.recv() => {}
             () = relay.died() => break true,
+        }
+        // Who wants to stop need not wait for new settings.
+        tokio::select! {
+            () = reload(&mut relay, path) => {}
+            _ = terminate.recv() => break false,
+            _ = interrupt.recv() => break false,
         }
     };
     tracing::info!(event = "relay.stopping");
-    let stopped = relay.stop().await;
+    notify::stopping(relay.grace());
+    let again = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!(
+            event = "relay.stopping",
+            reason = "asked again: sessions and deliveries under way are broken off"
+        );
+    };
+    let stopped = relay.stop_or_hurry(again).await;
+    telling.abort();
     match stopped {
         Ok(()) if !died => {
             tracing::info!(event = "relay.stopped");
@@ -70,18 +92,31 @@ async fn serve(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result
     }
 }
 
-/// What SIGHUP asks for. So far the certificate is all that is read again.
-async fn reload(relay: &Relay, settings: &Settings) {
-    match relay.reload_certificate(settings).await {
-        Ok(()) => {
-            let reason = "the certificate was read again; new settings need a restart in this version";
-            tracing::info!(event = "config.reloaded", reason);
+/// Reads the settings again. What is wrong with them is logged, one line for each fault, and the old ones stay.
+async fn reload(relay: &mut Relay, path: &Path) {
+    notify::reloading();
+    let place = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || Settings::load(&place, process_environment())).await;
+    let result = match read.expect("reading settings does not panic") {
+        Ok(loaded) => match relay.reload(&loaded).await {
+            Ok(()) => Ok(loaded),
+            Err(error) => Err(error.to_string()),
+        },
+        Err(faults) => Err(faults.to_string()),
+    };
+    match result {
+        Ok(loaded) => {
+            tracing::info!(event = "config.reloaded", file = %loaded.name);
+            warn(&loaded);
         }
-        Err(error) => {
+        Err(faults) => {
             relay.metrics.settings_refused();
-            tracing::error!(event = "tls.reload_failed", reason = %error, "the old certificate stays in use");
+            for reason in faults.lines() {
+                tracing::error!(event = "config.refused", reason, "the old settings stay in force");
+            }
         }
     }
+    notify::ready();
 }
 
 pub(super) fn failure(error: StartError) -> Failure {
@@ -95,26 +130,17 @@ pub(super) fn failure(error: StartError) -> Failure {
 }
 
 fn start_log(loaded: &Loaded) {
-    let settings = &loaded.settings.log;
-    let format = match settings.format {
+    let format = match loaded.settings.log.format {
         LogFormat::Auto => log::Format::Auto,
         LogFormat::Json => log::Format::Json,
         LogFormat::Logfmt => log::Format::Logfmt,
         LogFormat::Pretty => log::Format::Pretty,
     };
-    let level = match settings.level {
-        LogLevel::Error => tracing::Level::ERROR,
-        LogLevel::Warn => tracing::Level::WARN,
-        LogLevel::Info => tracing::Level::INFO,
-        LogLevel::Debug => tracing::Level::DEBUG,
-        LogLevel::Trace => tracing::Level::TRACE,
-    };
-    let addresses = match settings.addresses {
-        LogAddresses::Masked => log::Addresses::Masked,
-        LogAddresses::Hashed => log::Addresses::Hashed,
-        LogAddresses::Full => log::Addresses::Full,
-    };
-    log::init(format, level, addresses);
+    log::init(format, log_level(&loaded.settings), shown_addresses(&loaded.settings));
+    warn(loaded);
+}
+
+fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
         tracing::warn!(event = "config.warning", reason = %warning);
     }

@@ -118,6 +118,8 @@ pub struct Dispatcher {
     nothing_falls_back: Mutex<BTreeMap<Queue, Instant>>,
     pub(super) wake: Notify,
     pub(super) stopping: CancellationToken,
+    /// The loop has ended: nothing is claimed any more.
+    claims_over: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -148,6 +150,7 @@ impl Dispatcher {
             nothing_falls_back: Mutex::default(),
             wake: Notify::new(),
             stopping,
+            claims_over: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
     }
@@ -187,8 +190,22 @@ impl Dispatcher {
                 () = tokio::time::sleep(pause) => {}
             }
         }
+        self.claims_over.cancel();
+        // What the last chore handed over, and what lost its connection, would else be in flight until the next start.
+        let _ = self.hear_news(&mut schedule).await;
         self.tasks.close();
         self.tasks.wait().await;
+        let _ = self.hear_news(&mut schedule).await;
+    }
+
+    /// Ends the claims, so that another dispatcher can take the place of this one. When it returns, every item that was
+    /// claimed has its connection; each connection closes after the message it is at, and [`Dispatcher::run`] returns
+    /// after the last.
+    pub async fn retire(&self) {
+        self.stopping.cancel();
+        self.claims_over.cancelled().await;
+        // Mail accepted in a batch that had begun may still be on its way to a connection; this one comes after it.
+        let _ = self.spool().chore(Chore::DropDead { most_items: CHORE_MOST }).await;
     }
 
     /// Everything that can be done now.

@@ -17,8 +17,10 @@
 //! | [`stream`] | what the operator says about one kind of mail |
 //! | [`retry`] | when to try a refused delivery again |
 //! | [`plan`] | what all of this would do with a given demand |
+//! | [`provider`] | who runs a domain's mail servers |
+//! | [`signal`] | what a reply of theirs means for the ramp |
 //!
-//! Deliberately not here: replies of servers (a brake comes in as a fact), names of providers, counting.
+//! Deliberately not here: counting, and looking anything up. The rules know no provider by name; files in `conf/` do.
 
 pub mod allowance;
 pub mod calendar;
@@ -26,8 +28,10 @@ pub mod curve;
 pub mod pace;
 pub mod plan;
 pub mod presets;
+pub mod provider;
 pub mod retry;
 pub mod rule_file;
+pub mod signal;
 pub mod stage;
 pub mod state;
 pub mod stream;
@@ -38,7 +42,9 @@ pub use calendar::Calendar;
 pub use curve::Curve;
 pub use pace::{OpenHours, Pace, Window};
 pub use presets::{Preset, Presets};
+pub use provider::{Operator, Provider, Providers};
 pub use retry::RetrySchedule;
+pub use signal::{Signal, Signals};
 pub use stage::{Boundary, NextDay, Step};
 pub use state::{Refusals, StallReason, State};
 pub use stream::{Overflow, StreamRoute, StreamRules};

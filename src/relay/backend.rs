@@ -5,14 +5,16 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
+use arc_swap::ArcSwap;
+
 use super::gate::WarmupGate;
+use super::reload::{LiveGate, LiveRoutes};
 use crate::admin::api::{
     ClockAnswer, ClockStatus, DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals,
     RouteStatus, Selection, ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
 };
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
-use crate::delivery::dispatcher::Dispatcher;
 use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
 use crate::metrics::Metrics;
 use crate::policy;
@@ -30,9 +32,9 @@ pub struct RelayBackend {
     /// Reads the queue beside the committer.
     pub reader: Arc<QueueReader>,
     /// The ramp.
-    pub gate: Arc<WarmupGate>,
+    pub gate: Arc<LiveGate>,
     /// The routes.
-    pub dispatcher: Arc<Dispatcher>,
+    pub routes: Arc<LiveRoutes>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
     /// The last job of an operator; they rise, also within one tick of the clock.
@@ -46,9 +48,9 @@ pub struct RelayBackend {
     /// Names of the streams, by id.
     pub streams: Vec<String>,
     /// Name of the zone of the day.
-    pub zone: String,
+    pub zone: ArcSwap<String>,
     /// What readiness tries; emptied once the relay is stopping.
-    pub listeners: Vec<ListenerProbe>,
+    pub listeners: ArcSwap<Vec<ListenerProbe>>,
     /// Cancelled once the relay is stopping.
     pub stopping: tokio_util::sync::CancellationToken,
 }
@@ -89,12 +91,19 @@ impl RelayBackend {
         self.spool.look(look).await.map_err(unavailable)
     }
 
+    /// `day 9, 1019/1281 used, 412 held`. Asks the committer, and nobody else.
+    pub async fn status_line(&self) -> Result<String, BackendError> {
+        let (gate, zone) = (self.gate.current(), self.zone.load_full());
+        let look = move |ledger: &Ledger, now| status_line(&numbers(&gate, ledger, &zone, now));
+        self.spool.look(look).await.map_err(unavailable)
+    }
+
     async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
         let look = self.clock.look();
         let now = look.time;
-        let (gate, zone) = (self.gate.clone(), self.zone.clone());
+        let (gate, zone) = (self.gate.current(), self.zone.load_full());
         let numbers =
-            self.spool.look(move |ledger, now| numbers(&gate, ledger, zone, now)).await.map_err(unavailable)?;
+            self.spool.look(move |ledger, now| numbers(&gate, ledger, &zone, now)).await.map_err(unavailable)?;
         let reader = self.reader.clone();
         let oldest = self.blocking(move || SHOWN.map(|state| reader.oldest(state).ok().flatten())).await?;
         let totals = |index: usize| StateTotals {
@@ -132,14 +141,15 @@ impl RelayBackend {
             },
             spool: SpoolStatus {
                 free_bytes,
-                required_bytes: self.watermark.min_free,
+                required_bytes: self.watermark.min_free(),
                 accepting: self.watermark.check(numbers.queued_bytes).is_ok(),
             },
         })
     }
 
     fn route_status(&self, route: Route) -> RouteStatus {
-        let Some(pool) = self.dispatcher.pool(route) else { return RouteStatus::default() };
+        let dispatcher = self.routes.current();
+        let Some(pool) = dispatcher.pool(route) else { return RouteStatus::default() };
         let health = pool.health().clone();
         RouteStatus {
             configured: true,
@@ -156,7 +166,7 @@ impl RelayBackend {
     async fn believe_the_clock(&self) -> Result<ClockAnswer, BackendError> {
         match self.spool.accept_clock().await.map_err(unavailable)? {
             Some(moved) => {
-                self.dispatcher.nudge();
+                self.routes.current().nudge();
                 Ok(ClockAnswer { moved_seconds: moved / NANOS_PER_SECOND, now: self.clock.now() })
             }
             None => Err(BackendError::Refused("the clock is not in doubt: there is nothing to accept".into())),
@@ -171,7 +181,7 @@ impl RelayBackend {
     }
 }
 
-fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> Numbers {
+fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Numbers {
     let total = ledger.lane(LaneId::TOTAL);
     let held = ledger.total_of(State::Held);
     Numbers {
@@ -186,7 +196,20 @@ fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> 
     }
 }
 
-fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> Option<Warmup> {
+fn status_line(numbers: &Numbers) -> String {
+    let held = format!("{} held", numbers.today.held);
+    match &numbers.warmup {
+        None => format!("no day yet, {held}"),
+        Some(Warmup { day: Some(day), limit: Some(limit), used, .. }) => {
+            format!("day {day}, {used}/{limit} used, {held}")
+        }
+        Some(Warmup { day: Some(day), used, .. }) => format!("day {day}, {used} used, no limit, {held}"),
+        Some(Warmup { state: DayState::Unlimited, used, .. }) => format!("no ramp, {used} used, {held}"),
+        Some(Warmup { used, .. }) => format!("not started, {used} used, {held}"),
+    }
+}
+
+fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Option<Warmup> {
     let (span, lane) = (ledger.span()?, ledger.lane(LaneId::TOTAL)?);
     let view = gate.view_of_total(ledger, StreamId::DEFAULT, now)?;
     let state = gate.state(lane);
@@ -209,7 +232,7 @@ fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: String, now: Timestamp) -> O
             .filter(|at| *at < span.ends),
         pace_per_hour: view.pace.filter(|_| limit != Some(0)).map(|pace| pace.hour_cap()),
         day_ends: span.ends,
-        zone,
+        zone: zone.to_owned(),
     })
 }
 
@@ -273,6 +296,6 @@ impl Backend for RelayBackend {
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {
-        if self.stopping.is_cancelled() { Vec::new() } else { self.listeners.clone() }
+        if self.stopping.is_cancelled() { Vec::new() } else { self.listeners.load().to_vec() }
     }
 }

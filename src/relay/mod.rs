@@ -5,20 +5,23 @@
 //! the transactions under way end, then the committer.
 
 pub mod backend;
+pub mod front_door;
 pub mod gate;
 pub mod intake;
+pub mod notify;
 mod queue;
+pub mod reload;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
+use arc_swap::ArcSwap;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, ListenerProbe, ProbeDepth};
+use crate::admin;
 use crate::clock::{Clock, TrustedClock};
 use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
@@ -30,34 +33,26 @@ use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
 use crate::policy::{self, Calendar, Overflow, RetrySchedule, Rules, StreamRules};
-use crate::smtp::guessing::GuessRules;
-use crate::smtp::user_file::UserFile;
-use crate::smtp::users::Users;
-use crate::smtp::{
-    AuthPolicy, Authenticator, CertificateError, ConnectionCounts, Door, ListenerSettings, Server, ServerTls,
-    SessionSettings, TlsMode,
-};
+use crate::smtp::{Door, ListenerSettings, Server};
 use crate::spool::body::BodyBuffer;
-use crate::spool::committer::{self, Committer, SpoolHandle};
+use crate::spool::committer::{self, Committer};
 use crate::spool::disk::{DataDirectory, Watermark};
 use crate::spool::identity::Since;
 use crate::spool::reader::QueueReader;
-use crate::spool::sqlite::{DiskLimits, SqliteStore};
+use crate::spool::sqlite::SqliteStore;
 use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
 use backend::RelayBackend;
+use front_door::{DoorFiles, FrontDoor, probes};
 use gate::WarmupGate;
-use intake::{DoorCounter, SpoolIntake, admits_loopback};
+use intake::{DoorCounter, SpoolIntake};
+use reload::{LiveGate, LiveRoutes};
 
 /// Name of the stream of mail that matches no other.
 const DEFAULT_STREAM: &str = "default";
 /// Transactions under way when the last session has ended get at least this long, if the grace time is not shorter.
 const TRANSACTIONS_GRACE: Duration = Duration::from_secs(5);
-/// Descriptors beside those of connections: database, segments, large bodies, listeners, the log.
-const DESCRIPTORS_BESIDE: u64 = 200;
 /// A start date nobody set: the first day the relay runs is the first of the ramp, since a lane begins at stage 0.
 const STARTED_ALREADY: Day = Day(i32::MIN);
-/// A certificate with less time left is worth a warning.
-const CERTIFICATE_SHORT: Duration = Duration::from_secs(14 * 86_400);
 
 /// Why a relay did not start. Nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -99,17 +94,22 @@ pub struct Relay {
     pub backend: Arc<RelayBackend>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
-    /// The certificate that listeners with TLS show.
-    tls: Option<Arc<ServerTls>>,
-    clock: Arc<dyn Clock>,
+    /// The settings in force.
+    settings: Arc<Settings>,
+    front_door: FrontDoor,
+    /// Where the listeners are, with their indices.
+    bound: Vec<(SocketAddr, usize)>,
+    buffer: Arc<BodyBuffer>,
+    ids: Arc<QueueIds>,
+    clock: Arc<TrustedClock>,
     committer: Committer,
     servers: JoinSet<io::Result<()>>,
-    dispatcher: tokio::task::JoinHandle<()>,
+    /// The one in force, and those before it whose last transactions are under way.
+    dispatchers: JoinSet<()>,
     admin: JoinSet<io::Result<()>>,
     no_more_mail: CancellationToken,
     no_more_claims: CancellationToken,
     no_more_questions: CancellationToken,
-    grace: Duration,
 }
 
 /// What is known about the data directory.
@@ -128,12 +128,6 @@ struct Sockets {
     control: admin::control::ControlSocket,
 }
 
-/// What the front door needs beside its sockets; `None` when no listener needs it.
-struct FrontDoor {
-    tls: Option<Arc<ServerTls>>,
-    users: Option<Arc<Users>>,
-}
-
 impl Relay {
     /// Starts everything. On `Err` nothing of it runs.
     pub async fn start(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Relay, StartError> {
@@ -143,17 +137,14 @@ impl Relay {
     /// The same; `data` says what an operator knows about the data directory and the relay cannot see.
     pub async fn start_on(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
         raise_descriptor_limit();
-        let gate = Arc::new(warmup_gate(settings)?);
+        let gate = warmup_gate(settings)?;
         let plan = plan(settings, &gate)?;
-        let tls = server_tls(settings)?;
-        if let Some(tls) = &tls {
-            warn_of_expiry(tls, clock.now());
-        }
-        let users = users(settings)?;
+        let front_door = FrontDoor::new(settings, DoorFiles::read(settings, clock.now())?)?;
         let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
         let sockets = Sockets::take(settings)?;
-        let limits = DiskLimits { min_free: settings.queue.disk.min_free, max_used: settings.queue.disk.max };
-        let mut store = SqliteStore::open(directory, limits).map_err(StartError::of_spool)?;
+        let disk = &settings.queue.disk;
+        let watermark = Watermark::new(settings.data_dir.clone(), disk.min_free, disk.max);
+        let mut store = SqliteStore::open_with(directory, watermark.clone()).map_err(StartError::of_spool)?;
         // One clock for all, which goes on from what the spool has seen.
         let stored = store.ledger_rows().map_err(StartError::of_spool)?;
         let mark = stored.iter().find_map(|row| if let Row::Clock { mark, .. } = row { Some(*mark) } else { None });
@@ -187,20 +178,7 @@ impl Relay {
                  and start with --restored"
             );
         }
-        assemble(settings, clock, gate, plan, FrontDoor { tls, users }, sockets, spool)
-    }
-
-    /// Reads the certificate for the front door anew; sessions under way keep theirs. On `Err` the old one stays in
-    /// use. Does nothing when no listener has TLS.
-    pub async fn reload_certificate(&self, settings: &Settings) -> Result<(), CertificateError> {
-        let (Some(tls), Some((cert, key))) = (self.tls.clone(), settings.tls_files()) else { return Ok(()) };
-        let (reloading, cert, key) = (tls.clone(), cert.to_owned(), key.to_owned());
-        let reload = tokio::task::spawn_blocking(move || reloading.reload(&cert, &key));
-        reload.await.expect("reading a certificate does not panic")?;
-        let days_left = days_left(&tls, self.clock.now());
-        tracing::info!(event = "tls.reloaded", days_left);
-        warn_of_expiry(&tls, self.clock.now());
-        Ok(())
+        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool)
     }
 
     /// Resolves when the committer has died: the process must end with 74.
@@ -208,24 +186,46 @@ impl Relay {
         self.committer.ended().await;
     }
 
+    /// How long sessions and transactions under way may go on after a request to stop.
+    pub fn grace(&self) -> Duration {
+        self.settings.smtp.stop_grace
+    }
+
     /// Stops in order, within the grace time. `Err`: the spool failed, start again to recover.
-    pub async fn stop(mut self) -> Result<(), SpoolError> {
-        let deadline = tokio::time::Instant::now() + self.grace;
-        self.no_more_mail.cancel();
-        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.servers.join_next()).await {}
-        self.servers.shutdown().await;
+    pub async fn stop(self) -> Result<(), SpoolError> {
+        self.stop_or_hurry(std::future::pending()).await
+    }
+
+    /// The same; once `hurry` resolves nobody is waited for any more. What is broken off then is found in flight by the
+    /// next start, and marked so.
+    pub async fn stop_or_hurry(mut self, hurry: impl Future<Output = ()>) -> Result<(), SpoolError> {
+        tokio::select! {
+            () = self.wind_down() => {}
+            () = hurry => {}
+        }
         self.no_more_claims.cancel();
-        // A client that used up the grace time must not take it from the transactions under way: cut now, they would be
-        // sent twice. What does not end in time is found in flight by the next start, and marked so.
-        let least = tokio::time::Instant::now() + TRANSACTIONS_GRACE.min(self.grace);
-        let _ = tokio::time::timeout_at(deadline.max(least), &mut self.dispatcher).await;
-        self.dispatcher.abort();
+        self.servers.shutdown().await;
+        self.dispatchers.shutdown().await;
         self.no_more_questions.cancel();
         while let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(1), self.admin.join_next()).await {}
         self.admin.shutdown().await;
         self.backend.spool.stop().await;
         let committer = self.committer;
         tokio::task::spawn_blocking(move || committer.join()).await.unwrap_or(Err(SpoolError::Stopped))
+    }
+
+    /// No new mail, then no new claims; waits for what is under way.
+    async fn wind_down(&mut self) {
+        let grace = self.grace();
+        let deadline = tokio::time::Instant::now() + grace;
+        self.no_more_mail.cancel();
+        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.servers.join_next()).await {}
+        self.servers.shutdown().await;
+        self.no_more_claims.cancel();
+        // A client that used up the grace time must not take it from the transactions under way: cut now, they would be
+        // sent twice. What does not end in time is found in flight by the next start, and marked so.
+        let deadline = deadline.max(tokio::time::Instant::now() + TRANSACTIONS_GRACE.min(grace));
+        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.dispatchers.join_next()).await {}
     }
 }
 
@@ -282,43 +282,6 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// The certificate that the settings name, checked as a start does. `None`: no listener has TLS.
-pub fn server_tls(settings: &Settings) -> Result<Option<Arc<ServerTls>>, StartError> {
-    let Some((cert, key)) = settings.tls_files() else { return Ok(None) };
-    match ServerTls::load(cert, key) {
-        Ok(tls) => Ok(Some(Arc::new(tls))),
-        Err(error) => Err(StartError::Settings(error.to_string())),
-    }
-}
-
-/// Whole days until the certificate expires; negative when it has.
-fn days_left(tls: &ServerTls, now: Timestamp) -> i64 {
-    (tls.not_after().seconds() - now.seconds()).div_euclid(86_400)
-}
-
-fn warn_of_expiry(tls: &ServerTls, now: Timestamp) {
-    if tls.not_after() < now.after(CERTIFICATE_SHORT) {
-        let days_left = days_left(tls, now);
-        tracing::warn!(event = "tls.expiring", days_left, "renew `smtp.tls.cert`, then send SIGHUP");
-    }
-}
-
-/// Clients we can serve at once without running out of descriptors for the mail itself.
-fn most_connections(settings: &Settings) -> usize {
-    let wanted = settings.smtp.limits.connections;
-    let upstream = settings.new.connections + settings.legacy.as_ref().map_or(0, |legacy| legacy.connections);
-    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let room = descriptors.saturating_sub(DESCRIPTORS_BESIDE + upstream as u64).max(1);
-    if wanted > room {
-        tracing::warn!(
-            event = "relay.descriptors",
-            limit = room,
-            "fewer connections than smtp.limits.connections: the limit on open files is too low"
-        );
-    }
-    usize::try_from(wanted.min(room)).unwrap_or(usize::MAX)
-}
-
 /// Mail that waits for a legacy server that the settings no longer know would wait for ever.
 fn refuse_stranded(settings: &Settings, ledger: &Ledger) -> Result<(), StartError> {
     let stranded: u64 =
@@ -347,13 +310,15 @@ fn cannot_listen(address: SocketAddr, error: &io::Error) -> StartError {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "the pieces, each made by a step of the start that may fail")]
 fn assemble(
     settings: &Settings,
     clock: Arc<TrustedClock>,
-    gate: Arc<WarmupGate>,
+    gate: WarmupGate,
     plan: Plan,
     front_door: FrontDoor,
     sockets: Sockets,
+    watermark: Watermark,
     mut spool: Spool<SqliteStore>,
 ) -> Result<Relay, StartError> {
     let io = |error: io::Error| StartError::Io(error.to_string());
@@ -367,49 +332,49 @@ fn assemble(
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(StartError::of_spool)?);
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
-    let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.clone());
-    let (handle, committer) = committer::start(spool, gate.clone(), dispatcher.clone(), clock.clone()).map_err(io)?;
-    let watermark = Watermark {
-        path: settings.data_dir.clone(),
-        min_free: settings.queue.disk.min_free,
-        max_used: settings.queue.disk.max,
-    };
+    let gate = Arc::new(LiveGate::new(gate));
+    let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
+    let routes = Arc::new(LiveRoutes::new(dispatcher.clone()));
+    let (handle, committer) = committer::start(spool, gate.clone(), routes.clone(), clock.clone()).map_err(io)?;
+    let buffer = Arc::new(BodyBuffer::new(settings.smtp.limits.body_buffer, settings.data_dir.join("large")));
     let intake = Arc::new(SpoolIntake {
         spool: handle.clone(),
-        buffer: Arc::new(BodyBuffer::new(settings.smtp.limits.body_buffer, settings.data_dir.join("large"))),
-        ids,
+        buffer: buffer.clone(),
+        ids: ids.clone(),
         clock: clock.clone(),
         metrics: metrics.clone(),
         watermark: watermark.clone(),
     });
     let stopping: CancellationToken = no_more_mail;
+    let bound: Vec<_> = sockets.smtp.iter().map(|(_, address, index)| (*address, *index)).collect();
     let backend = Arc::new(RelayBackend {
         spool: handle.clone(),
         reader,
         gate,
-        dispatcher: dispatcher.clone(),
+        routes,
         metrics: metrics.clone(),
         last_job: Default::default(),
         clock: clock.clone(),
         holds,
         watermark,
         streams,
-        zone: settings.timezone.iana_name().unwrap_or("UTC").to_owned(),
-        listeners: probes(settings, &sockets.smtp),
+        zone: ArcSwap::from_pointee(zone_name(settings)),
+        listeners: ArcSwap::from_pointee(probes(settings, &bound)),
         stopping: stopping.clone(),
     });
-    let smtp = sockets.smtp.iter().map(|(_, bound, _)| *bound).collect();
-    let FrontDoor { tls, users } = front_door;
-    let counts = Arc::new(ConnectionCounts::new(most_connections(settings), settings.smtp.limits.per_ip as usize));
-    let door = || Door {
-        intake: intake.clone(),
-        counts: counts.clone(),
-        observer: Arc::new(DoorCounter(metrics.clone())),
-        authenticator: users.clone().map(|users| users as Arc<dyn Authenticator>),
-        tls: tls.clone(),
-    };
-    let servers = serve(settings, sockets.smtp, door, &stopping);
-    let dispatcher = tokio::spawn(run_dispatcher(dispatcher, handle, lines));
+    let mut servers = JoinSet::new();
+    for (server, _, index) in sockets.smtp {
+        let door = Door {
+            intake: intake.clone(),
+            counts: front_door.counts.clone(),
+            observer: Arc::new(DoorCounter(metrics.clone())),
+            authenticator: None,
+            tls: None,
+        };
+        servers.spawn(server.run_by(door, front_door.terms(index), stopping.clone()));
+    }
+    let mut dispatchers = JoinSet::new();
+    dispatchers.spawn(dispatcher.run(handle, lines));
     let quiet: CancellationToken = no_more_questions;
     let http = sockets.http.local_addr().map_err(io)?;
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
@@ -421,25 +386,28 @@ fn assemble(
         Ok(())
     });
     Ok(Relay {
-        smtp,
+        smtp: bound.iter().map(|(address, _)| *address).collect(),
         http,
         backend,
         metrics,
-        tls,
+        settings: Arc::new(settings.clone()),
+        front_door,
+        bound,
+        buffer,
+        ids,
         clock,
         committer,
         servers,
-        dispatcher,
+        dispatchers,
         admin,
         no_more_mail: stopping,
         no_more_claims: no_claims,
         no_more_questions: quiet,
-        grace: settings.smtp.stop_grace,
     })
 }
 
-async fn run_dispatcher(dispatcher: Arc<Dispatcher>, spool: SpoolHandle, lines: Vec<(Queue, StreamId)>) {
-    dispatcher.run(spool, lines).await;
+fn zone_name(settings: &Settings) -> String {
+    settings.timezone.iana_name().unwrap_or("UTC").to_owned()
 }
 
 fn waiting_lines(ledger: &Ledger) -> Vec<(Queue, StreamId)> {
@@ -448,92 +416,6 @@ fn waiting_lines(ledger: &Ledger) -> Vec<(Queue, StreamId)> {
     lines.sort_unstable();
     lines.dedup();
     lines
-}
-
-fn serve(
-    settings: &Settings,
-    sockets: Vec<(Server, SocketAddr, usize)>,
-    door: impl Fn() -> Door<SpoolIntake>,
-    stopping: &CancellationToken,
-) -> JoinSet<io::Result<()>> {
-    let mut servers = JoinSet::new();
-    for (server, _, index) in sockets {
-        let session = Arc::new(session_settings(settings, &settings.listeners[index]));
-        servers.spawn(server.run(door(), session, stopping.clone()));
-    }
-    servers
-}
-
-fn users(settings: &Settings) -> Result<Option<Arc<Users>>, StartError> {
-    let Some(file) = user_file(settings)? else { return Ok(None) };
-    Ok(Some(Arc::new(Users::new(file, guess_rules(settings)).map_err(StartError::Io)?)))
-}
-
-/// Who may log in; `None` when the settings name no file.
-pub fn user_file(settings: &Settings) -> Result<Option<UserFile>, StartError> {
-    let users = &settings.smtp.users;
-    let (Some(path), Some(text)) = (&users.file, &users.text) else { return Ok(None) };
-    let file = UserFile::parse(text.expose_secret(), &path.display().to_string());
-    file.map(Some).map_err(|faults| StartError::Settings(faults.join("\n")))
-}
-
-fn guess_rules(settings: &Settings) -> GuessRules {
-    let auth = &settings.smtp.auth;
-    GuessRules { failures: auth.failures as usize, within: auth.within, block: auth.block }
-}
-
-/// What sessions of one listener go by.
-fn session_settings(settings: &Settings, listener: &config::Listener) -> SessionSettings {
-    let (limits, timeouts) = (&settings.smtp.limits, &settings.smtp.timeouts);
-    SessionSettings {
-        hostname: settings.smtp.hostname.clone(),
-        max_message_bytes: limits.message,
-        max_recipients: limits.recipients as usize,
-        max_header_bytes: limits.headers,
-        max_errors: limits.errors,
-        allow_from: listener.allow_from.clone(),
-        tls: match listener.tls {
-            config::ListenerTls::Off => TlsMode::Off,
-            config::ListenerTls::StartTls => TlsMode::StartTls,
-            config::ListenerTls::Implicit => TlsMode::Implicit,
-        },
-        auth: match listener.auth {
-            config::ListenerAuth::Off => AuthPolicy::Off,
-            config::ListenerAuth::Optional => AuthPolicy::Optional,
-            config::ListenerAuth::Required => AuthPolicy::Required,
-        },
-        auth_in_clear: listener.auth_clear,
-        normalize: match settings.smtp.bare_newline {
-            config::BareNewline::Reject => settings.smtp.normalize_from.clone(),
-            config::BareNewline::Normalize => everybody(),
-        },
-        timeouts: crate::smtp::Timeouts {
-            first_command: timeouts.first,
-            idle: timeouts.idle,
-            command: timeouts.command,
-            data_min_rate: timeouts.data_rate,
-            handshake: timeouts.handshake,
-            shutdown_grace: settings.smtp.stop_grace,
-            ..Default::default()
-        },
-    }
-}
-
-fn everybody() -> Vec<ipnet::IpNet> {
-    vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()]
-}
-
-fn probes(settings: &Settings, bound: &[(Server, SocketAddr, usize)]) -> Vec<ListenerProbe> {
-    let probe = |(_, address, index): &(Server, SocketAddr, usize)| {
-        let listener = &settings.listeners[*index];
-        let depth = match admits_loopback(&listener.allow_from, address.ip()) {
-            _ if listener.tls == config::ListenerTls::Implicit => ProbeDepth::Connect,
-            true => ProbeDepth::Recipient(format!("postmaster@{}", settings.smtp.hostname)),
-            false => ProbeDepth::Greeting,
-        };
-        ListenerProbe { address: *address, depth }
-    };
-    bound.iter().map(probe).collect()
 }
 
 /// The ramp as configured.

@@ -176,7 +176,7 @@ impl RelayBackend {
                 tracing::info!(event = "queue.dropped", id = %id, actor, "removed by an operator");
             }
         } else if answer.items > 0 {
-            self.dispatcher.nudge();
+            self.routes.current().nudge();
         }
         Ok(StepAnswer {
             messages: answer.items as u64,
@@ -192,7 +192,7 @@ impl RelayBackend {
             QueueAction::Drop => Ok(Action::Drop),
             QueueAction::Reroute(to) => {
                 let route = Route::from(to);
-                if self.dispatcher.pool(route).is_none() {
+                if self.routes.current().pool(route).is_none() {
                     return Err(BackendError::Refused("there is no legacy server: [legacy] is not configured".into()));
                 }
                 Ok(Action::Reroute(route))

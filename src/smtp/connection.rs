@@ -17,27 +17,22 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::counts::Slot;
 use super::rejections::RejectionLog;
+use super::server::Terms;
 use super::session::{Event, Session};
 use super::settings::contains;
 use super::stream::{Input, Stream};
-use super::tls::{HandshakeError, ServerTls};
-use super::{
-    AuthVerdict, Authenticator, BodySink, Intake, Login, Note, Observer, RejectReason, Replies, SessionSettings,
-    Submission, TlsMode,
-};
+use super::tls::HandshakeError;
+use super::{AuthVerdict, BodySink, Intake, Login, Note, Observer, RejectReason, Replies, Submission, TlsMode};
 use crate::log;
 use crate::message::{Envelope, QueueId, Timestamp};
 
 /// What all connections of a listener have in common.
 pub(super) struct Shared<I> {
     pub intake: Arc<I>,
-    pub settings: Arc<SessionSettings>,
-    /// `None`: nobody can log in.
-    pub authenticator: Option<Arc<dyn Authenticator>>,
+    pub terms: Arc<Terms>,
     pub observer: Arc<dyn Observer>,
-    /// There when `settings.tls` asks for it.
-    pub tls: Option<Arc<ServerTls>>,
-    pub rejections: RejectionLog,
+    /// One for all connections of the listener, whatever their terms.
+    pub rejections: Arc<RejectionLog>,
     pub listener: usize,
 }
 
@@ -102,7 +97,7 @@ impl<I: Intake> Connection<I> {
         shutdown: CancellationToken,
     ) -> Self {
         let opened = Instant::now();
-        let settings = shared.settings.clone();
+        let settings = shared.terms.settings.clone();
         Connection {
             stream: Stream::new(socket),
             slot,
@@ -110,7 +105,7 @@ impl<I: Intake> Connection<I> {
             session: Session::new(settings, client),
             replies: Replies::default(),
             open: None,
-            timer: Box::pin(sleep_until(opened + shared.settings.timeouts.first_command)),
+            timer: Box::pin(sleep_until(opened + shared.terms.settings.timeouts.first_command)),
             shutdown: Box::pin(shutdown.cancelled_owned()),
             grace_until: None,
             opened,
@@ -122,7 +117,7 @@ impl<I: Intake> Connection<I> {
 
     /// Until either side closes.
     pub async fn run(mut self) {
-        if self.shared.settings.tls == TlsMode::Implicit {
+        if self.shared.terms.settings.tls == TlsMode::Implicit {
             match Box::pin(self.secure()).await {
                 Some(secured) => self = secured,
                 None => return,
@@ -146,8 +141,8 @@ impl<I: Intake> Connection<I> {
 
     /// The handshake. The connection in clear ends here, whatever comes of it; there is one through TLS, or none.
     async fn secure(mut self) -> Option<Self> {
-        let (Stream::Plain(plain), Some(tls)) = (self.stream, &self.shared.tls) else { return None };
-        let patience = self.shared.settings.timeouts.handshake;
+        let (Stream::Plain(plain), Some(tls)) = (self.stream, &self.shared.terms.tls) else { return None };
+        let patience = self.shared.terms.settings.timeouts.handshake;
         let secured = tokio::select! {
             biased;
             () = &mut self.shutdown => return None,
@@ -219,13 +214,13 @@ impl<I: Intake> Connection<I> {
     /// A wrong password is answered late, by a timer: the thread that checked it is free by then.
     async fn authenticate(&mut self, login: Login) -> io::Result<()> {
         self.flush().await?;
-        let verdict = match &self.shared.authenticator {
+        let verdict = match &self.shared.terms.authenticator {
             Some(authenticator) => authenticator.check(self.client, login).await,
             None => AuthVerdict::Wrong,
         };
         let verdict = match verdict {
             // Whom we take mail from without AUTH can go on without it.
-            AuthVerdict::Blocked if contains(&self.shared.settings.allow_from, self.client) => AuthVerdict::Busy,
+            AuthVerdict::Blocked if contains(&self.shared.terms.settings.allow_from, self.client) => AuthVerdict::Busy,
             verdict => verdict,
         };
         if verdict == AuthVerdict::Wrong {
@@ -241,7 +236,7 @@ impl<I: Intake> Connection<I> {
         let id = intake.new_id();
         let received_at = intake.now();
         self.open = Some(Box::new(Open { id, body: intake.body(id), size: 0, received_at }));
-        self.window = RateWindow { left: self.shared.settings.timeouts.data_window, octets: 0 };
+        self.window = RateWindow { left: self.shared.terms.settings.timeouts.data_window, octets: 0 };
         let line = self.session.begin(id, received_at, &mut self.replies);
         self.write_body(line.as_bytes()).await;
     }
@@ -290,7 +285,7 @@ impl<I: Intake> Connection<I> {
     async fn flush(&mut self) -> io::Result<()> {
         self.report_rejections(None);
         if !self.replies.bytes.is_empty() {
-            self.stream.write(&self.replies.bytes, self.shared.settings.timeouts.idle).await?;
+            self.stream.write(&self.replies.bytes, self.shared.terms.settings.timeouts.idle).await?;
             self.replies.bytes.clear();
             self.replies.bytes.shrink_to(REPLIES_KEPT_OCTETS);
         }
@@ -317,7 +312,7 @@ impl<I: Intake> Connection<I> {
             tokio::select! {
                 biased;
                 () = &mut self.shutdown, if self.grace_until.is_none() => {
-                    self.grace_until = Some(Instant::now() + self.shared.settings.timeouts.shutdown_grace);
+                    self.grace_until = Some(Instant::now() + self.shared.terms.settings.timeouts.shutdown_grace);
                 }
                 input = self.stream.read() => {
                     let input = input?;
@@ -346,7 +341,7 @@ impl<I: Intake> Connection<I> {
 
     /// When waiting since `since` has been too long.
     fn deadline(&self, since: Instant) -> Instant {
-        let timeouts = &self.shared.settings.timeouts;
+        let timeouts = &self.shared.terms.settings.timeouts;
         let mut deadline = since + timeouts.idle;
         if self.session.is_in_data() {
             deadline = deadline.min(since + self.window.left);
@@ -360,7 +355,7 @@ impl<I: Intake> Connection<I> {
 
     /// The window has passed and the client was fast enough in it: it gets another one.
     fn next_window(&mut self, now: Instant, since: Instant) -> bool {
-        let timeouts = &self.shared.settings.timeouts;
+        let timeouts = &self.shared.terms.settings.timeouts;
         let enough = timeouts.data_min_rate * timeouts.data_window.as_secs();
         let fast = self.session.is_in_data() && self.window.octets >= enough;
         if !fast || now >= since + timeouts.idle || self.is_past_grace(now) {

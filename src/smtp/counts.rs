@@ -2,6 +2,7 @@
 
 use core::net::IpAddr;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Opened;
@@ -9,8 +10,8 @@ use super::Opened;
 /// How many connections are open, in all and by address. One for all listeners.
 #[derive(Debug)]
 pub struct ConnectionCounts {
-    max: usize,
-    max_per_address: usize,
+    max: AtomicUsize,
+    max_per_address: AtomicUsize,
     open: Mutex<OpenCounts>,
 }
 
@@ -38,7 +39,13 @@ struct OfAddress {
 impl ConnectionCounts {
     /// Of one address, half of `max_per_address` may be strangers.
     pub fn new(max: usize, max_per_address: usize) -> Self {
-        ConnectionCounts { max, max_per_address, open: Mutex::default() }
+        ConnectionCounts { max: max.into(), max_per_address: max_per_address.into(), open: Mutex::default() }
+    }
+
+    /// From the next connection on; those beyond it stay.
+    pub fn change(&self, max: usize, max_per_address: usize) {
+        self.max.store(max, Ordering::Relaxed);
+        self.max_per_address.store(max_per_address, Ordering::Relaxed);
     }
 
     /// Connections open now.
@@ -49,13 +56,14 @@ impl ConnectionCounts {
     /// Counts a connection until the slot is dropped. The error says which limit is reached.
     pub(super) fn enter(self: &Arc<Self>, client: IpAddr, standing: Standing) -> Result<Slot, Opened> {
         let mut open = self.lock();
-        if open.all >= self.max {
+        if open.all >= self.max.load(Ordering::Relaxed) {
             return Err(Opened::TooMany);
         }
         let is_stranger = standing == Standing::Stranger;
         let mut counts = open.by_address.get(&client).copied().unwrap_or_default();
-        let strangers_max = self.max_per_address.div_ceil(2);
-        if counts.all >= self.max_per_address || (is_stranger && counts.strangers >= strangers_max) {
+        let max_per_address = self.max_per_address.load(Ordering::Relaxed);
+        let strangers_max = max_per_address.div_ceil(2);
+        if counts.all >= max_per_address || (is_stranger && counts.strangers >= strangers_max) {
             return Err(Opened::TooManyFromAddress);
         }
         counts.all += 1;

@@ -39,7 +39,7 @@ use crate::reply::Reply;
 pub use auth::{AuthVerdict, Authenticator, Login};
 pub use counts::ConnectionCounts;
 pub use replies::{Note, Replies};
-pub use server::{Door, ListenerSettings, Server};
+pub use server::{Door, ListenerSettings, Server, Terms};
 pub use settings::{AuthPolicy, SessionSettings, Timeouts, TlsMode};
 pub use tls::{CertificateError, ServerTls};
 

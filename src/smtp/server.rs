@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -39,6 +40,15 @@ pub struct Door<I> {
     /// `None`: nobody can log in.
     pub authenticator: Option<Arc<dyn Authenticator>>,
     /// Needed by listeners whose [`SessionSettings::tls`] is not `Off`.
+    pub tls: Option<Arc<ServerTls>>,
+}
+
+/// What a connection goes by from beginning to end, whatever the next ones go by.
+pub struct Terms {
+    pub settings: Arc<SessionSettings>,
+    /// As in [`Door`].
+    pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// As in [`Door`].
     pub tls: Option<Arc<ServerTls>>,
 }
 
@@ -74,13 +84,32 @@ impl Server {
         settings: Arc<SessionSettings>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
+        let Door { authenticator, tls, .. } = &door;
+        let terms = Terms { settings, authenticator: authenticator.clone(), tls: tls.clone() };
+        self.run_by(door, Arc::new(ArcSwap::from_pointee(terms)), shutdown).await
+    }
+
+    /// The same by terms that may be exchanged. They stand for those in `door`.
+    pub async fn run_by<I: Intake>(
+        self,
+        door: Door<I>,
+        terms: Arc<ArcSwap<Terms>>,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener)?;
-        let grace = settings.timeouts.shutdown_grace;
         let tasks = TaskTracker::new();
-        let Door { intake, counts, observer, authenticator, tls } = door;
-        let rejections = RejectionLog::default();
-        let shared = Shared { intake, settings, authenticator, observer, tls, rejections, listener: self.index };
-        let shared = Arc::new(shared);
+        let Door { intake, counts, observer, .. } = door;
+        let rejections = Arc::new(RejectionLog::default());
+        let share = |terms: &Arc<Terms>| {
+            Arc::new(Shared {
+                intake: intake.clone(),
+                terms: terms.clone(),
+                observer: observer.clone(),
+                rejections: rejections.clone(),
+                listener: self.index,
+            })
+        };
+        let mut shared = share(&terms.load());
         let mut failures = Failures::default();
         loop {
             let accepted = tokio::select! {
@@ -90,9 +119,13 @@ impl Server {
             };
             match accepted {
                 Ok((stream, peer)) => {
+                    let terms = terms.load();
+                    if !Arc::ptr_eq(&terms, &shared.terms) {
+                        shared = share(&terms);
+                    }
                     // An IPv4 client is the same client on every listener.
                     let client = peer.ip().to_canonical();
-                    match counts.enter(client, standing(&shared.settings, client)) {
+                    match counts.enter(client, standing(&shared.terms.settings, client)) {
                         Ok(slot) => {
                             let open = OpenConnection::new(shared.observer.clone(), self.index);
                             // Without it each reply would wait for the acknowledgement of the one before. If it fails,
@@ -105,7 +138,7 @@ impl Server {
                             });
                         }
                         Err(result) => {
-                            turn_away(&stream, shared.settings.tls);
+                            turn_away(&stream, shared.terms.settings.tls);
                             shared.observer.connection_opened(self.index, result);
                             shared.reject(RejectReason::Busy, client, None, None, Some(&result.name()));
                         }
@@ -126,6 +159,7 @@ impl Server {
         }
         drop(listener);
         tasks.close();
+        let grace = terms.load().settings.timeouts.shutdown_grace;
         if timeout(grace + GRACE_MARGIN, tasks.wait()).await.is_err() {
             tracing::warn!(event = "smtp.sessions_left", listener = self.index, sessions = tasks.len());
         }
@@ -609,13 +643,12 @@ mod tests {
     async fn a_connection_that_waits_is_small() {
         let running = plain().await;
         let stream = TcpStream::connect(running.address).await.unwrap();
+        let terms = Terms { settings: Arc::default(), authenticator: None, tls: None };
         let shared = Arc::new(Shared {
-            authenticator: None,
             intake: running.intake.clone(),
-            settings: Arc::default(),
+            terms: Arc::new(terms),
             observer: running.observer.clone(),
-            tls: None,
-            rejections: RejectionLog::default(),
+            rejections: Arc::default(),
             listener: 0,
         });
         let client = "127.0.0.1".parse().unwrap();

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -123,22 +124,33 @@ const FIRST_CAPACITY: usize = 4 << 10;
 /// The memory that all messages on their way in share, and the directory of those that do not fit.
 #[derive(Debug)]
 pub struct BodyBuffer {
-    pieces: Arc<Semaphore>,
+    pieces: ArcSwap<Semaphore>,
     large: PathBuf,
 }
 
 impl BodyBuffer {
     /// `bytes` of memory in all (`smtp.limits.body_buffer`), rounded down to 16 KiB; `large` must exist.
     pub fn new(bytes: u64, large: PathBuf) -> Self {
-        let pieces = usize::try_from(bytes).unwrap_or(usize::MAX) / PIECE;
-        BodyBuffer { pieces: Arc::new(Semaphore::new(pieces.clamp(1, Semaphore::MAX_PERMITS))), large }
+        BodyBuffer { pieces: ArcSwap::new(pieces_in(bytes)), large }
     }
+
+    /// From the next message on. Messages that are arriving keep what they have of the old memory.
+    pub fn change(&self, bytes: u64) {
+        self.pieces.store(pieces_in(bytes));
+    }
+}
+
+fn pieces_in(bytes: u64) -> Arc<Semaphore> {
+    let pieces = usize::try_from(bytes).unwrap_or(usize::MAX) / PIECE;
+    Arc::new(Semaphore::new(pieces.clamp(1, Semaphore::MAX_PERMITS)))
 }
 
 /// Takes one message's octets as they arrive.
 #[derive(Debug)]
 pub struct BodyWriter {
     buffer: Arc<BodyBuffer>,
+    /// Of the buffer as it was when the message began.
+    pieces: Arc<Semaphore>,
     id: QueueId,
     memory: Vec<u8>,
     permit: Option<OwnedSemaphorePermit>,
@@ -162,7 +174,17 @@ impl Drop for TemporaryFile {
 impl BodyWriter {
     /// An empty body for message `id`.
     pub fn new(buffer: Arc<BodyBuffer>, id: QueueId) -> Self {
-        BodyWriter { buffer, id, memory: Vec::new(), permit: None, file: None, size: 0, crc: crc32fast::Hasher::new() }
+        let pieces = buffer.pieces.load_full();
+        BodyWriter {
+            buffer,
+            pieces,
+            id,
+            memory: Vec::new(),
+            permit: None,
+            file: None,
+            size: 0,
+            crc: crc32fast::Hasher::new(),
+        }
     }
 
     /// Appends. Goes to a file when the message is large or the shared buffer is used up.
@@ -209,7 +231,7 @@ impl BodyWriter {
         if want <= have {
             return true;
         }
-        let Ok(more) = Arc::clone(&self.buffer.pieces).try_acquire_many_owned((want - have) as u32) else {
+        let Ok(more) = Arc::clone(&self.pieces).try_acquire_many_owned((want - have) as u32) else {
             return false;
         };
         match &mut self.permit {
@@ -253,9 +275,9 @@ mod tests {
         writer.write(b"world").await.unwrap();
         let body = writer.finish().await.unwrap();
         assert_eq!((body.size(), body.crc()), (11, crc32fast::hash(b"hello world")));
-        assert_eq!(buffer.pieces.available_permits(), 3);
+        assert_eq!(buffer.pieces.load().available_permits(), 3);
         drop(body);
-        assert_eq!(buffer.pieces.available_permits(), 4);
+        assert_eq!(buffer.pieces.load().available_permits(), 4);
         assert_eq!(files(&dir), 0);
     }
 
@@ -273,7 +295,7 @@ mod tests {
         assert_eq!(source.read_at(199_990, 100).unwrap(), &octets[199_990..]);
         assert_eq!(source.crc().unwrap(), crc);
         assert_eq!(files(&dir), 1);
-        assert_eq!(buffer.pieces.available_permits(), 2, "a file takes no memory");
+        assert_eq!(buffer.pieces.load().available_permits(), 2, "a file takes no memory");
     }
 
     #[tokio::test]

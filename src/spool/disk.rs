@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 
@@ -90,18 +92,41 @@ pub fn share_of(file_system_bytes: u64) -> u64 {
     (file_system_bytes / SHARE).clamp(SHARE_MIN, SHARE_MAX)
 }
 
-/// How much room new mail needs.
+/// How much room new mail needs. Clones are one mark: it changes for all of them.
 #[derive(Clone, Debug)]
 pub struct Watermark {
     /// Any path on the file system.
     pub path: PathBuf,
-    /// `queue.disk.min_free`: kept free.
-    pub min_free: u64,
-    /// `queue.disk.max`: most octets of body in the queue.
-    pub max_used: u64,
+    marks: Arc<Marks>,
+}
+
+#[derive(Debug)]
+struct Marks {
+    min_free: AtomicU64,
+    max_used: AtomicU64,
 }
 
 impl Watermark {
+    /// `min_free` octets stay free (`queue.disk.min_free`), and at most `max_used` octets of body are queued
+    /// (`queue.disk.max`).
+    pub fn new(path: PathBuf, min_free: u64, max_used: u64) -> Self {
+        Watermark { path, marks: Arc::new(Marks { min_free: min_free.into(), max_used: max_used.into() }) }
+    }
+
+    /// From the next message on.
+    pub fn change(&self, min_free: u64, max_used: u64) {
+        self.marks.min_free.store(min_free, Ordering::Relaxed);
+        self.marks.max_used.store(max_used, Ordering::Relaxed);
+    }
+
+    pub fn min_free(&self) -> u64 {
+        self.marks.min_free.load(Ordering::Relaxed)
+    }
+
+    pub fn max_used(&self) -> u64 {
+        self.marks.max_used.load(Ordering::Relaxed)
+    }
+
     /// `Err(Full)` with the figures when new mail must wait. A file system without free inodes is full too.
     pub fn check(&self, used_bytes: u64) -> Result<(), SpoolError> {
         let facts = rustix::fs::statvfs(&self.path)
@@ -109,8 +134,8 @@ impl Watermark {
         let free_bytes = facts.f_bavail.saturating_mul(facts.f_frsize);
         // Some file systems have no inodes to count: they say zero of zero.
         let no_inodes = facts.f_files > 0 && facts.f_favail < INODES_MIN;
-        if free_bytes < self.min_free || used_bytes > self.max_used || no_inodes {
-            return Err(SpoolError::Full { free_bytes, required_bytes: self.min_free, used_bytes });
+        if free_bytes < self.min_free() || used_bytes > self.max_used() || no_inodes {
+            return Err(SpoolError::Full { free_bytes, required_bytes: self.min_free(), used_bytes });
         }
         Ok(())
     }
@@ -193,7 +218,7 @@ mod tests {
     #[test]
     fn the_watermark_refuses_below_the_free_space_it_keeps_and_above_its_maximum() {
         let path = std::env::temp_dir();
-        let mark = |min_free, max_used| Watermark { path: path.clone(), min_free, max_used };
+        let mark = |min_free, max_used| Watermark::new(path.clone(), min_free, max_used);
         assert!(mark(0, 10).check(10).is_ok());
         assert!(matches!(mark(0, 10).check(11), Err(SpoolError::Full { used_bytes: 11, .. })));
         assert!(matches!(mark(u64::MAX, 10).check(0), Err(SpoolError::Full { .. })));

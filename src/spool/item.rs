@@ -197,9 +197,9 @@ pub fn encode_envelope(envelope: &Envelope) -> Vec<u8> {
 
 /// Reads back what [`encode_envelope`] wrote. `None`: damaged, or of a version this program does not know.
 pub fn decode_envelope(stored: &[u8]) -> Option<Envelope> {
-    let fields = match stored.first()? {
-        &ENVELOPE_UNCHECKED => stored,
-        &ENVELOPE_CHECKED => {
+    let fields = match *stored.first()? {
+        ENVELOPE_UNCHECKED => stored,
+        ENVELOPE_CHECKED => {
             let (fields, crc) = stored.split_at_checked(stored.len().checked_sub(CRC_OCTETS)?)?;
             (crc32fast::hash(fields).to_be_bytes() == crc).then_some(fields)?
         }

@@ -115,6 +115,12 @@ enum Order {
 impl SqliteStore {
     /// Opens or makes the spool in `directory`, and mends what a power cut may have torn.
     pub fn open(directory: DataDirectory, limits: DiskLimits) -> Result<Self, SpoolError> {
+        let watermark = Watermark::new(directory.path().to_owned(), limits.min_free, limits.max_used);
+        SqliteStore::open_with(directory, watermark)
+    }
+
+    /// The same with a mark that may change while the spool is open.
+    pub fn open_with(directory: DataDirectory, watermark: Watermark) -> Result<Self, SpoolError> {
         let path = directory.path().to_owned();
         if path.join(UNFINISHED).exists() {
             return Err(SpoolError::Directory(format!(
@@ -172,8 +178,8 @@ impl SqliteStore {
         let next = on_disk.iter().chain(live.keys()).max().map_or(1, |last| last + 1);
         let segments = Segments::open(directory_of_segments, share, next).map_err(system("opening segments"))?;
         let mut store = SqliteStore {
-            watermark: Watermark { path: path.clone(), min_free: limits.min_free, max_used: limits.max_used },
-            ballast: Ballast::lay(&path, share, limits.min_free).map_err(system("laying the ballast"))?,
+            ballast: Ballast::lay(&path, share, watermark.min_free()).map_err(system("laying the ballast"))?,
+            watermark,
             ballast_is_out: false,
             checkpointer,
             directory,
@@ -762,7 +768,7 @@ impl Store for SqliteStore {
     fn room(&mut self, queued: u64) -> Result<(), SpoolError> {
         self.watermark.check(queued)?;
         if self.ballast_is_out {
-            self.ballast.restore(self.directory.path(), self.watermark.min_free);
+            self.ballast.restore(self.directory.path(), self.watermark.min_free());
             self.ballast_is_out = !self.ballast.is_laid();
         }
         Ok(())

@@ -14,7 +14,11 @@ pub struct Application(TcpStream);
 
 impl Application {
     pub fn connect(relay: SocketAddr) -> Application {
-        let stream = TcpStream::connect(relay).expect("listens");
+        Application::over(TcpStream::connect(relay).expect("listens"))
+    }
+
+    /// Over a connection of the caller's.
+    pub fn over(stream: TcpStream) -> Application {
         stream.set_read_timeout(Some(PATIENCE)).expect("can be set");
         stream.set_nodelay(true).expect("can be set");
         let mut application = Application(stream);
@@ -47,6 +51,25 @@ impl Application {
                 let more = text.as_bytes().get(3) == Some(&b'-') && text.get(..3) == expected.get(..3);
                 assert!(more, "{expected} was expected, not {text}");
                 line.clear();
+            }
+        }
+    }
+
+    /// Reads one reply, whatever it is; its lines without their ends.
+    pub fn lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            while line.last() != Some(&b'\n') {
+                let mut octet = [0];
+                self.0.read_exact(&mut octet).expect("a reply");
+                line.push(octet[0]);
+            }
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            let is_last = text.as_bytes().get(3) != Some(&b'-');
+            lines.push(text);
+            if is_last {
+                return lines;
             }
         }
     }

@@ -132,7 +132,7 @@ impl Bench {
         let found = backend.select(filter.clone(), QueueAction::Flush, true, true).await.expect("answers");
         let step = QueueStep { job: found.job, action: QueueAction::Flush, filter, ids: found.ids };
         backend.step(step, 0).await.expect("answers");
-        backend.dispatcher.nudge();
+        backend.routes.current().nudge();
     }
 
     /// Until `yes` says so about the queue.

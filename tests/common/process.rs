@@ -176,6 +176,13 @@ impl Running {
         Running::start_as(command(program, &["run"], config), config)
     }
 
+    /// The same with these variables.
+    pub fn start_with(config: &Path, variables: &[(&str, &str)]) -> Running {
+        let mut command = command(&[], &["run"], config);
+        command.envs(variables.iter().copied());
+        Running::start_as(command, config)
+    }
+
     fn start_as(mut command: Command, config: &Path) -> Running {
         let began = Instant::now();
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary starts");
@@ -242,8 +249,39 @@ impl Running {
 
     /// SIGTERM, without waiting.
     pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("still runs");
+        rustix::process::kill_process(pid, signal).expect("still runs");
+    }
+
+    /// SIGHUP; waits until it is done, and returns whether the new settings are in force.
+    pub fn reload(&self) -> bool {
+        let done = || (self.logged("config.reloaded").len(), self.logged("config.refused").len());
+        let before = done();
+        self.signal(rustix::process::Signal::HUP);
+        until("the settings are read", || done() != before, || format!("{:#?}", self.logged("config.warning")));
+        done().0 > before.0
+    }
+
+    /// The value of one series on `/metrics`.
+    pub fn metric(&self, series: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.http).expect("listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("can be set");
+        let ask = format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http);
+        std::io::Write::write_all(&mut stream, ask.as_bytes()).expect("is read");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in {text}")).parse().expect("a number")
+    }
+
+    /// Everything it has logged.
+    pub fn whole_log(&self) -> String {
+        let log = self.log.lock().expect("nobody panics with it");
+        log.iter().map(|entry| format!("{entry}\n")).collect()
     }
 
     /// Waits for the end and returns the exit code.

@@ -1,0 +1,297 @@
+//! New settings for a relay that runs.
+//!
+//! Everything that can refuse is tried first; then all of it is replaced, so that the settings in force are always those
+//! of one file. No session is cut and no delivery is broken off: sessions go on by the settings they began with, and each
+//! connection to a next hop closes after the message it is at, while others are opened by the new settings.
+//!
+//! What other processes hold on to (directory, ports) and what would lift a limit within the day needs a restart, and is
+//! refused here together with everything that came with it. The ledger and today's limit stay as they are.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use secrecy::ExposeSecret;
+
+use super::front_door::{DoorFiles, probes};
+use super::gate::WarmupGate;
+use super::{Relay, StartError, plan, refuse_stranded, waiting_lines, warmup_gate, zone_name};
+use crate::clock::Clock;
+use crate::config::{Loaded, LogAddresses, LogLevel, Settings};
+use crate::delivery::dispatcher::{Dispatcher, Plan};
+use crate::log;
+use crate::message::{DaySpan, Queue, Route, Timestamp};
+use crate::spool::committer::Outlet;
+use crate::spool::{Admission, Ask, Claimed, Done, Gate, Grant, Ledger, Slots, Touched, Turn};
+
+/// Why the new settings are not used. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// They are valid, but only for a start. One line for each key.
+    #[error("{0}")]
+    NeedsRestart(String),
+    /// A start would refuse them too.
+    #[error("{0}")]
+    Refused(StartError),
+    /// The committer has ended, and with it the relay.
+    #[error("the relay is stopping")]
+    Stopping,
+}
+
+impl From<StartError> for ReloadError {
+    fn from(error: StartError) -> Self {
+        ReloadError::Refused(error)
+    }
+}
+
+/// The ramp in force.
+#[derive(Debug)]
+pub struct LiveGate(ArcSwap<WarmupGate>);
+
+impl LiveGate {
+    pub fn new(gate: WarmupGate) -> Self {
+        LiveGate(ArcSwap::from_pointee(gate))
+    }
+
+    pub fn current(&self) -> Arc<WarmupGate> {
+        self.0.load_full()
+    }
+
+    fn replace(&self, gate: WarmupGate) {
+        self.0.store(Arc::new(gate));
+    }
+}
+
+impl Gate for LiveGate {
+    fn turn(&self, ledger: &Ledger, now: Timestamp) -> Option<Turn> {
+        self.0.load().turn(ledger, now)
+    }
+
+    fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission {
+        self.0.load().admit(ledger, ask, now)
+    }
+
+    fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant {
+        self.0.load().grant(ledger, ask, now)
+    }
+
+    fn span_at(&self, now: Timestamp) -> Option<DaySpan> {
+        self.0.load().span_at(now)
+    }
+}
+
+/// The dispatcher in force, for the committer. It must not be replaced while a connection of the old one is taken
+/// ([`Dispatcher::retire`]).
+pub struct LiveRoutes(ArcSwap<Dispatcher>);
+
+impl LiveRoutes {
+    pub fn new(dispatcher: Arc<Dispatcher>) -> Self {
+        LiveRoutes(ArcSwap::new(dispatcher))
+    }
+
+    pub fn current(&self) -> Arc<Dispatcher> {
+        self.0.load_full()
+    }
+}
+
+impl Slots for LiveRoutes {
+    fn take(&self, route: Route) -> bool {
+        self.0.load().take(route)
+    }
+
+    fn give_back(&self, route: Route, count: usize) {
+        self.0.load().give_back(route, count);
+    }
+}
+
+impl Outlet for LiveRoutes {
+    fn deliver(&self, items: Vec<Claimed>) {
+        self.0.load().deliver(items);
+    }
+
+    fn expired(&self, items: Vec<Claimed>) {
+        self.0.load().expired(items);
+    }
+
+    fn touched(&self, lines: Vec<Touched>, refunded: Vec<Queue>, wake: Option<Timestamp>) {
+        self.0.load().touched(lines, refunded, wake);
+    }
+
+    fn clock_moved(&self) {
+        self.0.load().clock_moved();
+    }
+
+    fn committed(&self, done: &Done, took: std::time::Duration) {
+        self.0.load().committed(done, took);
+    }
+}
+
+impl Relay {
+    /// Goes on with these settings. On `Err` the old ones stay in force, all of them.
+    pub async fn reload(&mut self, loaded: &Loaded) -> Result<(), ReloadError> {
+        let (old, new) = (self.settings.clone(), Arc::new(loaded.settings.clone()));
+        let faults = needs_restart(&old, loaded);
+        if !faults.is_empty() {
+            return Err(ReloadError::NeedsRestart(faults.join("\n")));
+        }
+        let gate = warmup_gate(&new)?;
+        let plan = plan(&new, &gate)?;
+        let (settings, now) = (new.clone(), self.clock.now());
+        let files = tokio::task::spawn_blocking(move || DoorFiles::read(&settings, now)).await;
+        let files = files.expect("reading a certificate does not panic")?;
+        let settings = new.clone();
+        let stranded = self.backend.spool.look(move |ledger, _| refuse_stranded(&settings, ledger)).await;
+        stranded.map_err(|_| ReloadError::Stopping)??;
+        self.front_door.change(&new, files)?;
+
+        // From here on nothing refuses.
+        self.settings = new.clone();
+        self.buffer.change(new.smtp.limits.body_buffer);
+        self.backend.watermark.change(new.queue.disk.min_free, new.queue.disk.max);
+        self.backend.listeners.store(Arc::new(probes(&new, &self.bound)));
+        log::show_addresses(shown_addresses(&new));
+        log::change_level(log_level(&new));
+        if delivery_differs(&old, &new) {
+            self.backend.gate.replace(gate);
+            self.backend.zone.store(Arc::new(zone_name(&new)));
+            self.replace_routes(plan).await?;
+        }
+        self.metrics.settings_loaded(self.clock.now());
+        Ok(())
+    }
+
+    async fn replace_routes(&mut self, plan: Plan) -> Result<(), ReloadError> {
+        let (clock, ids, metrics) = (self.clock.clone(), self.ids.clone(), self.metrics.clone());
+        let fresh = Dispatcher::new(plan, clock, ids, metrics, self.no_more_claims.child_token());
+        let routes = &self.backend.routes;
+        routes.current().retire().await;
+        routes.0.store(fresh.clone());
+        // Asked for after the exchange: what comes to wait from here on is told to the new one.
+        let lines = self.backend.spool.look(|ledger, _| waiting_lines(ledger)).await;
+        let lines = lines.map_err(|_| ReloadError::Stopping)?;
+        while self.dispatchers.try_join_next().is_some() {}
+        self.dispatchers.spawn(fresh.run(self.backend.spool.clone(), lines));
+        Ok(())
+    }
+}
+
+/// The level of the log.
+pub fn log_level(settings: &Settings) -> tracing::Level {
+    match settings.log.level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    }
+}
+
+/// How the log shows addresses.
+pub fn shown_addresses(settings: &Settings) -> log::Addresses {
+    match settings.log.addresses {
+        LogAddresses::Masked => log::Addresses::Masked,
+        LogAddresses::Hashed => log::Addresses::Hashed,
+        LogAddresses::Full => log::Addresses::Full,
+    }
+}
+
+/// What has changed and cannot change while the relay runs, one line each.
+fn needs_restart(old: &Settings, loaded: &Loaded) -> Vec<String> {
+    let new = &loaded.settings;
+    let mut faults = Vec::new();
+    let mut fault = |key: &str, why: &str| {
+        let place = loaded.origin(key).map_or_else(|| loaded.name.clone(), ToString::to_string);
+        faults.push(format!("{place}  `{key}` {why} needs a restart"));
+    };
+    if old.data_dir != new.data_dir {
+        fault("data_dir", "names another directory, which");
+    }
+    if old.http.bind != new.http.bind {
+        fault("http.bind", "names another port, which");
+    }
+    if old.log.format != new.log.format {
+        fault("log.format", "has changed, which");
+    }
+    for index in 0..old.listeners.len().max(new.listeners.len()) {
+        let bind = |settings: &Settings| settings.listeners.get(index).map(|listener| listener.bind.clone());
+        if bind(old) != bind(new) {
+            fault(&format!("listeners[{index}].bind"), "names other ports, which");
+        }
+    }
+    match (&old.warmup, &new.warmup) {
+        (Some(_), None) => fault("warmup", "is gone: no limit today, which"),
+        (Some(old), Some(new)) if old.start != new.start => fault("warmup.start", "is another day, which"),
+        _ => {}
+    }
+    faults
+}
+
+/// Whether connections to next hops, the waits of the mail or the ramp go by other settings than before. The text of a
+/// certificate file may have changed behind its name.
+fn delivery_differs(old: &Settings, new: &Settings) -> bool {
+    let shown = |settings: &Settings| {
+        let Settings { new, legacy, warmup, queue, dns, timezone, smtp, .. } = settings;
+        format!("{new:?}{legacy:?}{warmup:?}{queue:?}{dns:?}{timezone:?}{}", smtp.hostname)
+    };
+    let passwords = |settings: &Settings| -> Vec<String> {
+        let upstreams = [Some(&settings.new), settings.legacy.as_ref()].into_iter().flatten();
+        let credentials = upstreams.filter_map(|upstream| upstream.credentials.as_ref());
+        credentials.map(|credentials| credentials.password.expose_secret().to_owned()).collect()
+    };
+    let reads_certificates =
+        [Some(&new.new), new.legacy.as_ref()].into_iter().flatten().any(|u| u.tls.ca_file.is_some());
+    reads_certificates || shown(old) != shown(new) || passwords(old) != passwords(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = "[new]\nhost = \"192.0.2.1\"\n[warmup]\ntarget = 1000\nstart = 2026-03-02\n";
+
+    fn loaded(text: &str) -> Loaded {
+        Settings::from_toml(text, "m.toml").unwrap()
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named_with_file_line_and_key() {
+        let old = loaded(BASE).settings;
+        let cases = [
+            ("data_dir = \"x\"\n", "m.toml:1:1  `data_dir`"),
+            ("http = { bind = \"127.0.0.1:1\" }\n", "m.toml:1:10  `http.bind`"),
+            ("log = { format = \"json\" }\n", "m.toml:1:9  `log.format`"),
+            ("[[listeners]]\nbind = \"127.0.0.1:1\"\nallow_from = [\"::1\"]\n", "m.toml:2:1  `listeners[0].bind`"),
+        ];
+        for (text, expected) in cases {
+            let faults = needs_restart(&old, &loaded(&format!("{text}{BASE}")));
+            assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+            assert!(faults[0].starts_with(expected) && faults[0].ends_with("needs a restart"), "{faults:?}");
+        }
+        assert!(needs_restart(&old, &loaded(BASE)).is_empty());
+        assert!(needs_restart(&old, &loaded(&BASE.replace("1000", "2000"))).is_empty());
+    }
+
+    #[test]
+    fn what_would_lift_todays_limit_at_once_needs_a_restart() {
+        let old = loaded(BASE).settings;
+        let gone = needs_restart(&old, &loaded("[new]\nhost = \"192.0.2.1\"\n"));
+        assert!(gone.len() == 1 && gone[0].contains("`warmup` is gone"), "{gone:?}");
+        let earlier = needs_restart(&old, &loaded(&BASE.replace("2026-03-02", "2026-02-02")));
+        assert!(earlier.len() == 1 && earlier[0].contains("`warmup.start`"), "{earlier:?}");
+        let none = loaded("[new]\nhost = \"192.0.2.1\"\n").settings;
+        assert!(needs_restart(&none, &loaded(BASE)).is_empty(), "a ramp that comes only lowers");
+    }
+
+    #[test]
+    fn only_what_delivery_goes_by_renews_its_connections() {
+        let old = loaded(BASE).settings;
+        let differs = |text: &str| delivery_differs(&old, &loaded(text).settings);
+        assert!(!differs(BASE));
+        assert!(!differs(&format!("[smtp.limits]\nrecipients = 200\n{BASE}")));
+        assert!(differs(&BASE.replace("192.0.2.1", "192.0.2.2")));
+        assert!(differs(&BASE.replace("1000", "2000")));
+        assert!(differs(&format!("{BASE}[queue]\nmax_age = \"1d\"\n")));
+        let with = |password| format!("{BASE}[new.auth]\nuser = \"relay\"\npassword = \"{password}\"\n");
+        assert!(delivery_differs(&loaded(&with("one")).settings, &loaded(&with("two")).settings));
+        assert!(!delivery_differs(&loaded(&with("one")).settings, &loaded(&with("one")).settings));
+    }
+}
