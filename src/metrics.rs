@@ -105,6 +105,7 @@ pub struct Metrics {
     pub delivery_duration_seconds: By<Route, Histogram>,
     pub queue_wait_seconds: By<Route, Histogram>,
     pub queue_expired: IntCounter,
+    pub delivery_reports: By<ReportResult, IntCounter>,
     pub queue_admin_actions: By<AdminAction, IntCounter>,
 
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
@@ -181,6 +182,11 @@ impl Metrics {
             "Recipients of delivery attempts by outcome.",
             &["route", "provider", "result"],
         )?;
+        let reports = make.counters(
+            "delivery_reports_total",
+            "Recipients whose sender was to be told what became of them, by what came of that.",
+            &["result"],
+        )?;
         let replies = make.counters(
             "upstream_replies_total",
             "Final replies of the next hops, per recipient or connection.",
@@ -232,6 +238,7 @@ impl Metrics {
                 WAIT_BUCKETS,
             )?,
             queue_expired: make.counter("queue_expired_total", "Recipients given up for age.")?,
+            delivery_reports: By::new(|result| reports.child(&[result])),
             queue_admin_actions: By::new(|action| by_hand.child(&[action])),
             warmup_day_boundaries: By::new(|outcome| days.child(&[outcome])),
             warmup_overrun_recipients: make.counter(

@@ -188,6 +188,25 @@ fn an_empty_directory_begins_with_day_one_also_when_the_start_lies_in_the_past()
 }
 
 #[test]
+fn a_next_hop_that_is_our_own_listener_in_disguise_ends_with_78_and_says_how_to_mend_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = free_port();
+    let mut settings = settings(folder.path());
+    settings.bind = listener.to_string();
+    let ours = format!("[::ffff:127.0.0.1]:{}", listener.port());
+    for (section, address) in [("new", nowhere(25)), ("legacy", nowhere(26))] {
+        let text = settings.text().replace(&format!("\"{address}\""), &format!("\"{ours}\""));
+        let words = [&format!("[{section}] host ")[..], "our own listener", "would go round", "`bind`"];
+        says(&refused(folder.path(), &text), CONFIG, &words);
+    }
+    let text = settings
+        .text()
+        .replace(&format!("\"{}\"", nowhere(25)), &format!("\"[::ffff:127.0.0.1]:{}\"", free_port().port()));
+    fs::write(folder.path().join("mailramp.toml"), text).unwrap();
+    Running::start(&folder.path().join("mailramp.toml")).stop();
+}
+
+#[test]
 fn a_certificate_that_cannot_be_used_ends_the_start_and_the_check_with_78() {
     let folder = tempfile::tempdir().unwrap();
     let (files, other) = (certificate::Files::new(), certificate::Files::new());

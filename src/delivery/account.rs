@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::client::Transaction;
 use super::outcome::{Cause, Report, Verdict};
-use super::settle::said;
+use super::settle::{Settled, said};
+use super::telling::Reports;
 use crate::message::Route;
-use crate::metrics::{AttemptResult, Category, DayOutcome, Label, Metrics, Provider, ReplyClass};
+use crate::metrics::{AttemptResult, Category, DayOutcome, Label, Metrics, Provider, ReplyClass, ReportResult};
 use crate::reply::Reply;
 use crate::spool::Done;
 
@@ -75,6 +76,38 @@ pub fn of_attempt(metrics: &Metrics, told: Told<'_>) {
     if report.verdicts.iter().any(|v| matches!(v, Verdict::Unknown { .. })) {
         tracing::warn!(event = "delivery.maybe", id = %transaction.id, route = route.name(),
             "no answer to the final dot: maybe-delivered, it keeps its route");
+    }
+}
+
+/// Counts what senders were told, and says where they were not.
+pub fn of_settled(metrics: &Metrics, settled: &Settled) {
+    let Reports { sent, unwanted, null_sender, rate_limited } = settled.reports;
+    metrics.queue_expired.inc_by(settled.expired);
+    for (result, count) in [
+        (ReportResult::Sent, sent),
+        (ReportResult::Unwanted, unwanted),
+        (ReportResult::NullSender, null_sender),
+        (ReportResult::RateLimited, rate_limited),
+    ] {
+        metrics.delivery_reports.of(result).inc_by(count);
+        let id = settled.settle.item.message;
+        match result {
+            _ if count == 0 => {}
+            ReportResult::RateLimited => tracing::warn!(
+                event = "report.withheld", id = %id, result = result.text(), rcpts = count,
+                "the sender has had its reports of this hour; what failed is kept as a dead letter"
+            ),
+            ReportResult::NullSender => tracing::warn!(
+                event = "report.withheld", id = %id, result = result.text(), rcpts = count, "kept as a dead letter"
+            ),
+            ReportResult::Unwanted => {
+                tracing::info!(event = "report.withheld", id = %id, result = result.text(), rcpts = count);
+            }
+            ReportResult::Sent => {
+                let report = settled.settle.report.as_ref().map(|r| r.id.to_string()).unwrap_or_default();
+                tracing::info!(event = "report.sent", id = %id, report, rcpts = count);
+            }
+        }
     }
 }
 

@@ -14,6 +14,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::account;
+use super::budget::ReportBudget;
 use super::cap::RecipientCap;
 use super::opening::Target;
 use super::pool::Pool;
@@ -59,6 +61,8 @@ pub struct Plan {
     pub settle: SettleRules,
     /// Streams in the order in which they are served.
     pub order: Vec<StreamId>,
+    /// Reports to one sender in any hour.
+    pub reports_per_hour: u64,
 }
 
 /// Hands out queue ids: rising with time, never the same twice.
@@ -108,6 +112,7 @@ pub struct Dispatcher {
     new: RouteState,
     legacy: Option<RouteState>,
     pub(super) settle: SettleRules,
+    pub(super) reports: Mutex<ReportBudget>,
     order: Vec<StreamId>,
     spool: OnceLock<SpoolHandle>,
     pub(super) clock: Arc<dyn Clock>,
@@ -141,6 +146,7 @@ impl Dispatcher {
             new: route(plan.new),
             legacy: plan.legacy.map(route),
             settle: plan.settle,
+            reports: Mutex::new(ReportBudget::new(plan.reports_per_hour)),
             order: plan.order,
             spool: OnceLock::new(),
             clock,
@@ -153,6 +159,11 @@ impl Dispatcher {
             claims_over: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
+    }
+
+    /// A name for a message of our own.
+    pub fn fresh_id(&self, now: Timestamp) -> QueueId {
+        self.ids.next(now)
     }
 
     /// The pool of a route; `None` for a legacy server that is not configured.
@@ -371,13 +382,14 @@ impl Dispatcher {
     async fn expire(&self, claimed: Claimed) -> Result<(), SpoolError> {
         let now = self.clock.now();
         let item = claimed.item;
-        self.metrics.queue_expired.inc();
         tracing::warn!(
             event = "queue.expired", id = %item.message, route = item.queue.route().name(), rcpts = item.recipients(),
             attempt = item.attempts, reason = item.last_reply
         );
         let header = read_header(claimed.body).await;
-        self.spool().settle(self.settle.expire(item, &header, now, self.ids.next(now))).await
+        let settled = self.settle.expire(item, &header, now, self.ids.next(now), &mut lock(&self.reports));
+        account::of_settled(&self.metrics, &settled);
+        self.spool().settle(settled.settle).await
     }
 
     pub(super) fn route(&self, route: Route) -> Option<&RouteState> {
@@ -449,6 +461,6 @@ impl Outlet for Dispatcher {
     }
 
     fn committed(&self, done: &Done, took: Duration) {
-        super::account::of_commit(&self.metrics, done, took);
+        account::of_commit(&self.metrics, done, took);
     }
 }

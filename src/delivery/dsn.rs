@@ -1,5 +1,8 @@
-//! The report to the sender that a message could not be delivered (RFC 3464): a text for people, fields for programs,
-//! the header of the original and never its body.
+//! The report to the sender that a message failed, is late, or went on to a server that will not report (RFC 3464): a
+//! text for people, fields for programs, the header of the original and never its body, whatever RET says.
+//!
+//! One report may hold several recipients, each with its own action. Addresses beyond ASCII stand in it as
+//! `utf-8-addr-xtext` in an ordinary message/delivery-status (RFC 6533 §3), so a report can pass every server.
 //!
 //! Everything in it is ASCII with CRLF line ends; what came from outside (addresses, replies, the header) is escaped,
 //! so it cannot add a field, a line or a part. The null sender never gets one: that is for the caller to see to, since
@@ -8,6 +11,7 @@
 use bytes::Bytes;
 use memchr::memmem;
 
+use super::notify::utf8_address;
 use super::wire::printable;
 use crate::message::{QueueId, Timestamp};
 use crate::reply::{EnhancedCode, Reply};
@@ -19,19 +23,69 @@ const LINE_MAX_OCTETS: usize = 998;
 /// RFC 2045 §6.7, without CRLF.
 const QUOTED_PRINTABLE_LINE: usize = 76;
 
-/// One recipient that failed.
+/// What became of a recipient (RFC 3464 §2.3.3). The gravest comes last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Handed to a server that does not report.
+    Relayed,
+    /// Late, still being tried.
+    Delayed,
+    Failed,
+}
+
+impl Action {
+    const ALL: [Action; 3] = [Action::Failed, Action::Delayed, Action::Relayed];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Action::Relayed => "relayed",
+            Action::Delayed => "delayed",
+            Action::Failed => "failed",
+        }
+    }
+
+    const fn subject(self) -> &'static str {
+        match self {
+            Action::Relayed => "Delivery report: message passed on",
+            Action::Delayed => "Delivery delayed: message is still being tried",
+            Action::Failed => "Delivery failed: message returned to sender",
+        }
+    }
+
+    const fn explanation(self) -> [&'static str; 2] {
+        match self {
+            Action::Relayed => [
+                "Your message was handed to the next server for the recipients below. That server",
+                "does not say what becomes of it, so this is the last you hear of it.",
+            ],
+            Action::Delayed => [
+                "Your message could not yet be delivered to the recipients below. It is still being",
+                "tried; you need not do anything.",
+            ],
+            Action::Failed => [
+                "Your message could not be delivered to the recipients below. It will not be",
+                "tried again for them. Its header is at the end of this report.",
+            ],
+        }
+    }
+}
+
+/// One recipient that is reported.
 #[derive(Clone, Debug)]
-pub struct FailedRecipient<'a> {
+pub struct Reported<'a> {
+    pub action: Action,
     /// As in the envelope.
     pub path: &'a [u8],
-    /// The value of ORCPT (`rfc822;…`), when the client gave one.
-    pub original: Option<&'a [u8]>,
+    /// What `Original-Recipient` says (`rfc822; …`), when the client gave one; printable ASCII.
+    pub original: Option<String>,
     pub status: EnhancedCode,
     /// The last thing a next hop said about it; `None` when it never said anything.
     pub reply: Option<&'a Reply>,
     /// Whose reply it is.
     pub remote_mta: Option<&'a str>,
     pub last_attempt: Option<Timestamp>,
+    /// For those that are late: when they fail.
+    pub retried_until: Option<Timestamp>,
 }
 
 /// All that a report is made of.
@@ -45,11 +99,11 @@ pub struct ReportRequest<'a> {
     pub original_id: QueueId,
     /// Reverse path of the original; not empty.
     pub sender: &'a [u8],
-    /// The value of ENVID, when the client gave one.
-    pub envelope_id: Option<&'a [u8]>,
+    /// What `Original-Envelope-Id` says, when the client gave one; printable ASCII.
+    pub envelope_id: Option<String>,
     pub arrived: Timestamp,
     pub now: Timestamp,
-    pub failed: &'a [FailedRecipient<'a>],
+    pub recipients: &'a [Reported<'a>],
     /// The original, or at least its first [`HEADER_MAX_OCTETS`]; what follows the header is not looked at.
     pub original: &'a [u8],
 }
@@ -69,6 +123,7 @@ pub fn report(request: &ReportRequest<'_>) -> Bytes {
 
 fn write_header(out: &mut String, request: &ReportRequest<'_>, boundary: &str) {
     let mta = atom(request.reporting_mta);
+    let gravest = request.recipients.iter().map(|r| r.action).max().unwrap_or(Action::Failed);
     let to = match std::str::from_utf8(request.sender) {
         Ok(sender) if sender.is_ascii() && super::wire::is_safe_path(request.sender) => format!("<{sender}>"),
         // Cannot be written in ASCII; the envelope has it.
@@ -78,7 +133,7 @@ fn write_header(out: &mut String, request: &ReportRequest<'_>, boundary: &str) {
         format!("Date: {}", date(request.now)),
         format!("From: Mail Delivery System <MAILER-DAEMON@{mta}>"),
         format!("To: {to}"),
-        "Subject: Delivery failed: message returned to sender".into(),
+        format!("Subject: {}", gravest.subject()),
         format!("Message-ID: <{}.dsn@{mta}>", request.report_id),
         "Auto-Submitted: auto-replied".into(),
         "MIME-Version: 1.0".into(),
@@ -99,20 +154,24 @@ fn write_text(out: &mut String, request: &ReportRequest<'_>, boundary: &str) {
         String::new(),
         format!("This is the mail relay at {}.", atom(request.reporting_mta)),
         String::new(),
-        "Your message could not be delivered to the recipients below. It will not be".into(),
-        "tried again for them. Its header is at the end of this report.".into(),
-        String::new(),
         format!("Accepted: {}", date(request.arrived)),
         format!("Queue id: {}", request.original_id),
     ];
-    for failed in request.failed {
-        lines.push(String::new());
-        lines.push(format!("<{}>", address(failed.path)));
-        lines.push(match (failed.reply, failed.remote_mta) {
-            (Some(reply), Some(mta)) => format!("    {} said: {}", atom(mta), one_line(reply)),
-            (Some(reply), None) => format!("    {}", one_line(reply)),
-            (None, _) => format!("    {} {}", failed.status, meaning_of(failed.status)),
-        });
+    for action in Action::ALL {
+        let mut those = request.recipients.iter().filter(|r| r.action == action).peekable();
+        if those.peek().is_some() {
+            lines.push(String::new());
+            lines.extend(action.explanation().map(String::from));
+        }
+        for recipient in those {
+            lines.push(String::new());
+            lines.push(format!("<{}>", utf8_address(recipient.path)));
+            lines.push(match (recipient.reply, recipient.remote_mta) {
+                (Some(reply), Some(mta)) => format!("    {} said: {}", atom(mta), one_line(reply)),
+                (Some(reply), None) => format!("    {}", one_line(reply)),
+                (None, _) => format!("    {} {}", recipient.status, meaning_of(recipient.status)),
+            });
+        }
     }
     push_lines(out, &lines);
 }
@@ -126,27 +185,31 @@ fn write_status(out: &mut String, request: &ReportRequest<'_>, boundary: &str) {
         String::new(),
         format!("Reporting-MTA: dns; {}", atom(request.reporting_mta)),
     ];
-    if let Some(id) = request.envelope_id {
-        lines.push(format!("Original-Envelope-Id: {}", printable(id)));
+    if let Some(id) = &request.envelope_id {
+        lines.push(format!("Original-Envelope-Id: {}", printable(id.as_bytes())));
     }
     lines.push(format!("Arrival-Date: {}", date(request.arrived)));
-    for failed in request.failed {
+    for recipient in request.recipients {
         lines.push(String::new());
-        if let Some(original) = failed.original {
-            lines.push(format!("Original-Recipient: {}", printable(original).replacen(';', "; ", 1)));
+        if let Some(original) = &recipient.original {
+            lines.push(format!("Original-Recipient: {}", printable(original.as_bytes())));
         }
-        let kind = if failed.path.is_ascii() { "rfc822" } else { "utf-8" };
-        lines.push(format!("Final-Recipient: {kind}; {}", address(failed.path)));
-        lines.push("Action: failed".into());
-        lines.push(format!("Status: {}", failed.status));
-        if let Some(mta) = failed.remote_mta {
+        let kind = if recipient.path.is_ascii() { "rfc822" } else { "utf-8" };
+        lines.push(format!("Final-Recipient: {kind}; {}", utf8_address(recipient.path)));
+        lines.push(format!("Action: {}", recipient.action.name()));
+        lines.push(format!("Status: {}", recipient.status));
+        if let Some(mta) = recipient.remote_mta {
             lines.push(format!("Remote-MTA: dns; {}", atom(mta)));
         }
-        if let Some(reply) = failed.reply {
+        if let Some(reply) = recipient.reply {
             lines.push(format!("Diagnostic-Code: smtp; {}", one_line(reply)));
         }
-        if let Some(at) = failed.last_attempt {
+        if let Some(at) = recipient.last_attempt {
             lines.push(format!("Last-Attempt-Date: {}", date(at)));
+        }
+        lines.push(format!("Final-Log-ID: {}", request.original_id));
+        if let Some(until) = recipient.retried_until {
+            lines.push(format!("Will-Retry-Until: {}", date(until)));
         }
     }
     push_lines(out, &lines);
@@ -218,17 +281,6 @@ fn atom(name: &str) -> String {
     name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']')).collect()
 }
 
-/// ASCII as it is, the rest of UTF-8 as `\x{…}` (RFC 6533 §3 `utf-8-addr-xtext`), other octets as `\xNN`.
-fn address(path: &[u8]) -> String {
-    match std::str::from_utf8(path) {
-        Ok(text) if !path.is_ascii() => text
-            .chars()
-            .map(|c| if c.is_ascii() { printable(&[c as u8]) } else { format!("\\x{{{:X}}}", u32::from(c)) })
-            .collect(),
-        _ => printable(path),
-    }
-}
-
 fn one_line(reply: &Reply) -> String {
     printable(reply.to_string().as_bytes())
 }
@@ -237,6 +289,7 @@ fn one_line(reply: &Reply) -> String {
 fn meaning_of(status: EnhancedCode) -> &'static str {
     match (status.1, status.2) {
         (4, 7) => "It could not be delivered in the time allowed",
+        (0, 0) => "The next server took it",
         (4, _) => "The next server could not be reached",
         (3, 4) => "It is larger than the next server takes",
         (6, _) => "The next server cannot take this kind of message",
@@ -293,16 +346,16 @@ mod tests {
 
     const HEADER: &[u8] = b"From: a@a.example\r\nSubject: hello\r\n";
 
-    fn request<'a>(failed: &'a [FailedRecipient<'a>], original: &'a [u8]) -> ReportRequest<'a> {
+    fn request<'a>(recipients: &'a [Reported<'a>], original: &'a [u8]) -> ReportRequest<'a> {
         ReportRequest {
             reporting_mta: "relay.example",
             report_id: QueueId(7),
             original_id: QueueId(6),
             sender: b"a@a.example",
-            envelope_id: Some(b"order-17"),
+            envelope_id: Some("order-17".into()),
             arrived: Timestamp::from_seconds(0),
             now: Timestamp::from_seconds(1_000_000_100),
-            failed,
+            recipients,
             original,
         }
     }
@@ -320,21 +373,25 @@ mod tests {
     fn ordinary() -> String {
         let reply = Reply::new(550, EnhancedCode(5, 1, 1), "nobody\nof that name");
         let failed = [
-            FailedRecipient {
+            Reported {
+                action: Action::Failed,
                 path: b"r@b.example",
-                original: Some(b"rfc822;r@b.example"),
+                original: Some("rfc822; r@b.example".into()),
                 status: EnhancedCode(5, 1, 1),
                 reply: Some(&reply),
                 remote_mta: Some("mx.b.example"),
                 last_attempt: Some(Timestamp::from_seconds(1_000_000_000)),
+                retried_until: None,
             },
-            FailedRecipient {
+            Reported {
+                action: Action::Failed,
                 path: "ü@b.example".as_bytes(),
                 original: None,
                 status: EnhancedCode(4, 4, 7),
                 reply: None,
                 remote_mta: None,
                 last_attempt: None,
+                retried_until: None,
             },
         ];
         made(&request(&failed, &[HEADER, b"\r\nthe body is nobody's business\r\n"].concat()))
@@ -379,12 +436,41 @@ mod tests {
             "Original-Recipient: rfc822; r@b.example\r\nFinal-Recipient: rfc822; r@b.example\r\nAction: failed\r\n\
              Status: 5.1.1\r\nRemote-MTA: dns; mx.b.example\r\n\
              Diagnostic-Code: smtp; 550 5.1.1 nobody / of that name\r\n\
-             Last-Attempt-Date: Sun, 09 Sep 2001 01:46:40 +0000"
+             Last-Attempt-Date: Sun, 09 Sep 2001 01:46:40 +0000\r\nFinal-Log-ID: 000000000006"
         );
         assert_eq!(
             groups[3].trim_end(),
-            "Final-Recipient: utf-8; \\x{FC}@b.example\r\nAction: failed\r\nStatus: 4.4.7"
+            "Final-Recipient: utf-8; \\x{FC}@b.example\r\nAction: failed\r\nStatus: 4.4.7\r\nFinal-Log-ID: 000000000006"
         );
+    }
+
+    #[test]
+    fn each_recipient_has_its_own_action_and_the_gravest_makes_the_subject() {
+        let recipient = |action, status| Reported {
+            action,
+            path: b"r@b.example",
+            original: None,
+            status,
+            reply: None,
+            remote_mta: None,
+            last_attempt: None,
+            retried_until: (action == Action::Delayed).then_some(Timestamp::from_seconds(2_000_000_000)),
+        };
+        let relayed = recipient(Action::Relayed, EnhancedCode(2, 0, 0));
+        let delayed = recipient(Action::Delayed, EnhancedCode(4, 4, 1));
+        let failed = recipient(Action::Failed, EnhancedCode(5, 1, 1));
+        for (recipients, subject) in [
+            (vec![relayed.clone()], "Delivery report: message passed on"),
+            (vec![relayed.clone(), delayed.clone()], "Delivery delayed: message is still being tried"),
+            (vec![relayed, delayed, failed], "Delivery failed: message returned to sender"),
+        ] {
+            let text = made(&request(&recipients, HEADER));
+            assert!(text.contains(&format!("\r\nSubject: {subject}\r\n")), "{text}");
+            let actions: Vec<&str> = text.split("\r\n").filter_map(|line| line.strip_prefix("Action: ")).collect();
+            assert_eq!(actions, ["relayed", "delayed", "failed"][..recipients.len()]);
+            let until = "Will-Retry-Until: Wed, 18 May 2033 03:33:20 +0000\r\n";
+            assert_eq!(text.matches(until).count(), usize::from(recipients.len() > 1));
+        }
     }
 
     #[test]
@@ -400,17 +486,19 @@ mod tests {
     #[test]
     fn nothing_from_outside_adds_a_line_a_field_or_a_part() {
         let reply = Reply { code: 550, enhanced: None, text: "x\r\nAction: delivered\x1b\u{202e}".into() };
-        let failed = [FailedRecipient {
+        let failed = [Reported {
+            action: Action::Failed,
             path: b"a\r\nStatus: 2.0.0@b",
-            original: Some(b"rfc822;x\r\n\r\n--=_000000000007"),
+            original: Some("rfc822; x\r\n\r\n--=_000000000007".into()),
             status: EnhancedCode(5, 0, 0),
             reply: Some(&reply),
             remote_mta: Some("mx\r\nAction: relayed"),
             last_attempt: None,
+            retried_until: None,
         }];
         let text = made(&ReportRequest {
             sender: b"a@a.example>\r\nBcc: <victim@b.example",
-            envelope_id: Some(b"x\r\nY: z"),
+            envelope_id: Some("x\r\nY: z".into()),
             ..request(&failed, b"X: y\r\n--=_000000000007--\r\n\r\nbody")
         });
         parts(&text);

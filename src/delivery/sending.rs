@@ -132,17 +132,27 @@ impl Dispatcher {
             pool.hops().rest(&Hop::Address(peer.address));
         }
         let now = self.clock.now();
-        let rejected = report.verdicts.iter().any(|v| matches!(v, Verdict::Rejected { .. } | Verdict::Deferred { .. }));
-        let header = if rejected { read_header(transaction.body).await } else { Bytes::new() };
+        let reports_itself = connection.capabilities().dsn;
+        let may_be_told = report.verdicts.iter().any(|verdict| match verdict {
+            Verdict::Rejected { .. } | Verdict::Deferred { .. } => true,
+            Verdict::Delivered { .. } => !reports_itself,
+            Verdict::Unknown { .. } | Verdict::Untouched => false,
+        });
+        let header = if may_be_told { read_header(transaction.body).await } else { Bytes::new() };
         let delivered = report.verdicts.iter().filter(|v| matches!(v, Verdict::Delivered { .. })).count();
         if delivered > 0 {
             self.metrics.routed_recipients.of(item.stream).of(route).of(item.reason).inc_by(delivered as u64);
             self.metrics.queue_wait_seconds.of(route).observe(now.since(item.accepted).as_secs_f64());
         }
         let fallback = self.has_fallback(route);
-        let ended = Ended { item, verdicts: &report.verdicts, remote: Some(&peer.host), header: &header, fallback };
-        let settle = self.settle.settle(ended, now, &mut fastrand::Rng::new(), self.ids.next(now));
-        let _ = self.spool().settle(settle).await;
+        let (verdicts, remote) = (&report.verdicts[..], Some(peer.host.as_str()));
+        let ended = Ended { item, verdicts, remote, header: &header, fallback, reports_itself };
+        let settled = {
+            let budget = &mut lock(&self.reports);
+            self.settle.settle(ended, now, &mut fastrand::Rng::new(), self.ids.next(now), budget)
+        };
+        account::of_settled(&self.metrics, &settled);
+        let _ = self.spool().settle(settled.settle).await;
     }
 
     /// How many of so many recipients the route takes in this minute.

@@ -1,18 +1,20 @@
-//! From the verdicts of an attempt to what the spool writes: the fate of each recipient, and the report on failures.
+//! From the verdicts of an attempt to what the spool writes: the fate of each recipient. What its sender is told about it
+//! is in [`super::telling`].
 //!
-//! Until signal rules judge replies, the class decides: 5xx is final, everything else is tried again. Plain: time,
-//! randomness and the fresh id come in.
+//! Until signal rules judge replies, the class decides: 5xx is final, everything else is tried again, or goes by the
+//! other route where [`super::fallback`] lets it. Plain: time, randomness and the fresh id come in.
 
 use std::time::Duration;
 
-use super::dsn::{self, FailedRecipient, ReportRequest};
+use super::budget::ReportBudget;
 use super::fallback::FallbackRules;
-use super::outcome::{Cause, Verdict};
-use crate::message::{LaneId, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
+use super::notify::told_of_delay;
+use super::outcome::{Cause, Stage, Verdict};
+use super::telling::{ReportRules, Reports, Telling, Told};
+use crate::message::{QueueId, Reason, Route, Timestamp};
 use crate::policy::RetrySchedule;
 use crate::reply::{EnhancedCode, Reply};
-use crate::spool::body::NewBody;
-use crate::spool::{Accept, Fate, Item, Part, Settle};
+use crate::spool::{Fate, Item, Settle};
 
 /// Longest part of a peer's reply that is stored and logged, in characters.
 const REPLY_KEPT: usize = 512;
@@ -30,10 +32,8 @@ pub struct SettleRules {
     pub retry: RetrySchedule,
     /// `queue.max_age`, from the first attempt.
     pub max_age: Duration,
-    /// Our name in reports.
-    pub hostname: String,
-    /// The route our own reports take.
-    pub reports_by: Route,
+    /// What senders are told.
+    pub reports: ReportRules,
     /// Failures of the new server after which the legacy server takes the mail at once.
     pub fallback: FallbackRules,
     /// Also mail without a deadline, which is all mail where there is no ramp; where there is one, it is mail that is
@@ -53,17 +53,36 @@ pub struct Ended<'a> {
     pub header: &'a [u8],
     /// There is another route, and it is not down.
     pub fallback: bool,
+    /// The next hop offers DSN: what was delivered is its to report.
+    pub reports_itself: bool,
+}
+
+/// What the spool writes, and what there is to count.
+#[derive(Debug)]
+pub struct Settled {
+    pub settle: Settle,
+    pub reports: Reports,
+    /// Recipients given up for age.
+    pub expired: u64,
 }
 
 impl SettleRules {
-    /// Without a fallback.
+    /// Without a fallback, and without notices of delay.
     pub fn new(retry: RetrySchedule, max_age: Duration, hostname: String, reports_by: Route) -> Self {
         let fallback = FallbackRules::default();
-        SettleRules { retry, max_age, hostname, reports_by, fallback, undated_falls_back: false }
+        let reports = ReportRules { hostname, by: reports_by, late_after: None };
+        SettleRules { retry, max_age, reports, fallback, undated_falls_back: false }
     }
 
     /// What the spool writes after an attempt.
-    pub fn settle(&self, ended: Ended<'_>, now: Timestamp, random: &mut fastrand::Rng, fresh: QueueId) -> Settle {
+    pub fn settle(
+        &self,
+        ended: Ended<'_>,
+        now: Timestamp,
+        random: &mut fastrand::Rng,
+        fresh: QueueId,
+        budget: &mut ReportBudget,
+    ) -> Settled {
         let item = ended.item;
         let expires = item.expires.unwrap_or(now.after(self.max_age));
         // Together they stay one item: the same moment for all that wait.
@@ -73,100 +92,85 @@ impl SettleRules {
             && !item.maybe
             && item.reason != Reason::Manual
             && (item.deadline.is_some() || self.undated_falls_back);
-        let mut failed = Vec::new();
+        let mut telling = Telling::new(&item, ended.remote, expires, now);
+        let mut expired = 0;
         let mut fates = Vec::with_capacity(ended.verdicts.len());
-        for (recipient, verdict) in item.envelope.recipients.iter().zip(ended.verdicts) {
+        for (place, verdict) in ended.verdicts.iter().enumerate().take(item.envelope.recipients.len()) {
             let fate = match verdict {
-                Verdict::Delivered { .. } => Fate::Relayed,
+                Verdict::Delivered { reply } => {
+                    if !ended.reports_itself {
+                        telling.relayed(place, reply);
+                    }
+                    Fate::Relayed
+                }
                 Verdict::Untouched => Fate::Untouched,
                 Verdict::Unknown { .. } => Fate::Unknown { due },
                 verdict if falls_back && now < expires && self.fallback.apply_to(verdict) => {
                     Fate::Rerouted { reason: Reason::Fallback }
                 }
-                Verdict::Deferred { .. } if now < expires => Fate::Deferred { due },
-                Verdict::Deferred { cause, .. } => {
-                    failed.push((recipient, EXPIRED, cause.reply().cloned()));
-                    self.final_fate(&item, now)
+                Verdict::Deferred { stage, cause } if now < expires => {
+                    if self.reports.is_late(&item, now) {
+                        telling.delayed(place, *stage, cause);
+                    }
+                    Fate::Deferred { due }
                 }
-                Verdict::Rejected { reply, .. } => {
-                    failed.push((recipient, reply.enhanced.unwrap_or(UNDEFINED), Some(reply.clone())));
-                    self.final_fate(&item, now)
+                Verdict::Deferred { cause, .. } => {
+                    expired += 1;
+                    telling.failed(place, EXPIRED, cause.reply().cloned(), true);
+                    Fate::Failed
+                }
+                Verdict::Rejected { stage, reply } => {
+                    let status = reply.enhanced.filter(|code| code.0 == 5).unwrap_or(UNDEFINED);
+                    telling.failed(place, status, Some(reply.clone()), *stage != Stage::Check);
+                    Fate::Failed
                 }
             };
             fates.push(fate);
         }
         let reply = ended.verdicts.iter().find_map(said).unwrap_or_default();
-        let report = self.report(&item, &failed, ended.remote, ended.header, now, fresh);
-        Settle { item, fates, reply, expires, report }
+        let told = telling.tell(&self.reports, ended.header, fresh, budget);
+        self.settled(item, fates, reply, expires, told, expired, now)
     }
 
     /// What the spool writes when a message was not delivered in its time.
-    pub fn expire(&self, item: Item, header: &[u8], now: Timestamp, fresh: QueueId) -> Settle {
-        let last = Reply::from_line(&item.last_reply);
-        let failed: Vec<_> = item.envelope.recipients.iter().map(|r| (r, EXPIRED, last.clone())).collect();
-        let report = self.report(&item, &failed, None, header, now, fresh);
-        let fates = vec![self.final_fate(&item, now); item.envelope.recipients.len()];
-        let (reply, expires) = (item.last_reply.clone(), item.expires.unwrap_or(now));
-        drop(failed);
-        Settle { item, fates, reply, expires, report }
-    }
-
-    /// Nobody is told about a report that cannot be delivered: it is kept for the operator.
-    fn final_fate(&self, item: &Item, now: Timestamp) -> Fate {
-        match item.envelope.reverse_path.is_empty() {
-            false => Fate::Failed,
-            true => Fate::Dead { until: now.after(Duration::from_secs(DEAD_LETTER_DAYS * 24 * 3600)) },
-        }
-    }
-
-    fn report(
+    pub fn expire(
         &self,
-        item: &Item,
-        failed: &[(&Recipient, EnhancedCode, Option<Reply>)],
-        remote: Option<&str>,
+        item: Item,
         header: &[u8],
         now: Timestamp,
         fresh: QueueId,
-    ) -> Option<Accept> {
-        if failed.is_empty() || item.envelope.reverse_path.is_empty() {
-            return None;
+        budget: &mut ReportBudget,
+    ) -> Settled {
+        let last = Reply::from_line(&item.last_reply);
+        let expires = item.expires.unwrap_or(now);
+        let recipients = item.envelope.recipients.len();
+        let mut telling = Telling::new(&item, None, expires, now);
+        (0..recipients).for_each(|place| telling.failed(place, EXPIRED, last.clone(), true));
+        let told = telling.tell(&self.reports, header, fresh, budget);
+        let reply = item.last_reply.clone();
+        self.settled(item, vec![Fate::Failed; recipients], reply, expires, told, recipients as u64, now)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the end of two functions, nothing of its own
+    fn settled(
+        &self,
+        mut item: Item,
+        mut fates: Vec<Fate>,
+        reply: String,
+        expires: Timestamp,
+        told: Told,
+        expired: u64,
+        now: Timestamp,
+    ) -> Settled {
+        // Whoever should have been told and was not: kept for the operator.
+        let dead = Fate::Dead { until: now.after(Duration::from_secs(DEAD_LETTER_DAYS * 24 * 3600)) };
+        told.kept.iter().for_each(|place| fates[*place] = dead);
+        for place in told.late {
+            let parameters = &mut item.envelope.recipients[place].parameters;
+            *parameters = told_of_delay(parameters);
         }
-        let recipients: Vec<_> = failed
-            .iter()
-            .map(|(recipient, status, reply)| FailedRecipient {
-                path: &recipient.path,
-                original: None,
-                status: *status,
-                reply: reply.as_ref(),
-                remote_mta: remote,
-                last_attempt: Some(now),
-            })
-            .collect();
-        let octets = dsn::report(&ReportRequest {
-            reporting_mta: &self.hostname,
-            report_id: fresh,
-            original_id: item.message,
-            sender: &item.envelope.reverse_path,
-            envelope_id: None,
-            arrived: item.accepted,
-            now,
-            failed: &recipients,
-            original: header,
-        });
-        let sender = Recipient { path: item.envelope.reverse_path.clone(), parameters: Default::default() };
-        let part = Part {
-            lane: LaneId::TOTAL,
-            stream: StreamId::DEFAULT,
-            recipients: vec![sender],
-            only: Some(self.reports_by),
-        };
-        Some(Accept {
-            id: fresh,
-            reverse_path: Default::default(),
-            parameters: Default::default(),
-            parts: vec![part],
-            body: NewBody::small(octets),
-        })
+        let settle = Settle { item, fates, reply, expires, report: told.report };
+        Settled { settle, reports: told.counts, expired }
     }
 }
 
@@ -185,8 +189,9 @@ pub fn said(verdict: &Verdict) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::outcome::{Fault, Stage};
-    use crate::message::{Envelope, Queue};
+    use crate::delivery::outcome::Fault;
+    use crate::message::{Envelope, LaneId, Queue, Recipient, StreamId};
+    use crate::spool::body::NewBody;
     use crate::spool::{BodyId, ItemId, State};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
@@ -225,10 +230,14 @@ mod tests {
         }
     }
 
+    fn settled(rules: &SettleRules, item: Item, verdicts: &[Verdict], now: Timestamp, fallback: bool) -> Settled {
+        let (remote, header) = (Some("mx.example"), b"Subject: x\r\n\r\n");
+        let ended = Ended { item, verdicts, remote, header, fallback, reports_itself: true };
+        rules.settle(ended, now, &mut fastrand::Rng::with_seed(1), FRESH, &mut ReportBudget::unlimited())
+    }
+
     fn settle(item: Item, verdicts: &[Verdict], now: Timestamp) -> Settle {
-        let header = b"Subject: x\r\n\r\n";
-        let ended = Ended { item, verdicts, remote: Some("mx.example"), header, fallback: false };
-        rules().settle(ended, now, &mut fastrand::Rng::with_seed(1), FRESH)
+        settled(&rules(), item, verdicts, now, false).settle
     }
 
     fn reply(code: u16, enhanced: EnhancedCode) -> Reply {
@@ -290,10 +299,38 @@ mod tests {
     fn what_expires_is_reported_with_the_last_reply() {
         let mut old = item("a@example.com", 2);
         old.last_reply = "451 4.7.1 greylisted".into();
-        let settle = rules().expire(old, b"", NOW, FRESH);
+        let settled = rules().expire(old, b"", NOW, FRESH, &mut ReportBudget::unlimited());
+        assert_eq!(settled.expired, 2);
+        let settle = settled.settle;
         assert_eq!(settle.fates, [Fate::Failed, Fate::Failed]);
         let NewBody::Memory { bytes, .. } = settle.report.expect("a report").body else { panic!("in memory") };
         let text = String::from_utf8_lossy(&bytes);
         assert!(text.contains("Status: 4.4.7") && text.contains("greylisted"), "{text}");
+    }
+
+    #[test]
+    fn a_broken_session_goes_by_the_other_route_only_where_everything_lets_it() {
+        let cut = [Verdict::Deferred { stage: Stage::Data, cause: Cause::Fault(Fault::Closed) }];
+        let refused =
+            [Verdict::Deferred { stage: Stage::Data, cause: Cause::Reply(reply(451, EnhancedCode(4, 3, 0))) }];
+        let all = SettleRules { fallback: FallbackRules::ALL, ..rules() };
+        let dated = || Item { deadline: Some(NOW), ..item("a@example.com", 1) };
+        let fate = |rules: &SettleRules, item, verdicts: &[Verdict], fallback| {
+            settled(rules, item, verdicts, NOW, fallback).settle.fates[0]
+        };
+        let rerouted = Fate::Rerouted { reason: Reason::Fallback };
+        assert_eq!(fate(&all, dated(), &cut, true), rerouted);
+        assert_ne!(fate(&all, dated(), &cut, false), rerouted, "there is no other route");
+        assert_ne!(fate(&all, dated(), &refused, true), rerouted, "it works and said no");
+        assert_ne!(fate(&rules(), dated(), &cut, true), rerouted, "no rule");
+        assert_ne!(fate(&all, Item { maybe: true, ..dated() }, &cut, true), rerouted, "it may have left");
+        assert_ne!(fate(&all, Item { reason: Reason::Manual, ..dated() }, &cut, true), rerouted, "an operator said so");
+        assert_ne!(fate(&all, item("a@example.com", 1), &cut, true), rerouted, "it is to wait");
+        let undated = SettleRules { undated_falls_back: true, ..all.clone() };
+        assert_eq!(fate(&undated, item("a@example.com", 1), &cut, true), rerouted);
+        let old = Item { expires: Some(NOW), ..dated() };
+        assert_eq!(fate(&all, old, &cut, true), Fate::Failed, "its time is over");
+        let unknown = [Verdict::Unknown { fault: Fault::Closed }];
+        assert!(matches!(fate(&all, dated(), &unknown, true), Fate::Unknown { .. }));
     }
 }

@@ -211,11 +211,11 @@ fn is_safe_parameter(parameter: &[u8]) -> bool {
     parameter.iter().all(|c| matches!(c, 33..=126 | 128..))
 }
 
-fn parameters(octets: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn parameters(octets: &[u8]) -> impl Iterator<Item = &[u8]> {
     octets.split(|c| *c == b' ').filter(|p| !p.is_empty())
 }
 
-fn name_of(parameter: &[u8]) -> Vec<u8> {
+pub(super) fn name_of(parameter: &[u8]) -> Vec<u8> {
     parameter.split(|c| *c == b'=').next().unwrap_or_default().to_ascii_uppercase()
 }
 

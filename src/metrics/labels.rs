@@ -63,6 +63,16 @@ labels! {
         /// The reply to the final dot was lost.
         Unknown = "unknown",
     }
+    /// Whether a sender was told what became of a recipient.
+    ReportResult {
+        Sent = "sent",
+        /// NOTIFY does not ask for it.
+        Unwanted = "unwanted",
+        /// It was a report itself.
+        NullSender = "null_sender",
+        /// The sender has had its share of the hour.
+        RateLimited = "rate_limited",
+    }
     /// First digit of a next hop's reply.
     ReplyClass {
         Positive = "2xx",

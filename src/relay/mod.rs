@@ -9,6 +9,7 @@ pub mod front_door;
 pub mod gate;
 pub mod intake;
 pub mod notify;
+mod ourselves;
 mod queue;
 pub mod reload;
 
@@ -28,6 +29,7 @@ use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
+use crate::delivery::telling::ReportRules;
 use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
@@ -142,6 +144,8 @@ impl Relay {
         let front_door = FrontDoor::new(settings, DoorFiles::read(settings, clock.now())?)?;
         let directory = DataDirectory::open(&settings.data_dir).map_err(StartError::of_spool)?;
         let sockets = Sockets::take(settings)?;
+        let bound: Vec<SocketAddr> = sockets.smtp.iter().map(|(_, bound, _)| *bound).collect();
+        ourselves::refuse_loops(&plan, &bound).await?;
         let disk = &settings.queue.disk;
         let watermark = Watermark::new(settings.data_dir.clone(), disk.min_free, disk.max);
         let mut store = SqliteStore::open_with(directory, watermark.clone()).map_err(StartError::of_spool)?;
@@ -475,8 +479,10 @@ fn plan(settings: &Settings, gate: &WarmupGate) -> Result<Plan, StartError> {
         settle: SettleRules {
             fallback: fallback_rules(&settings.queue.fallback_on),
             undated_falls_back: settings.warmup.is_none(),
+            reports: ReportRules { late_after: settings.queue.dsn.delay_notice, ..rules.reports },
             ..rules
         },
+        reports_per_hour: settings.queue.dsn.per_sender_per_hour,
         new: route(Route::New, &settings.new)?,
         legacy,
         order: gate.order(),

@@ -14,6 +14,7 @@ use secrecy::ExposeSecret;
 
 use super::front_door::{DoorFiles, probes};
 use super::gate::WarmupGate;
+use super::ourselves::refuse_loops;
 use super::{Relay, StartError, plan, refuse_stranded, waiting_lines, warmup_gate, zone_name};
 use crate::clock::Clock;
 use crate::config::{Loaded, LogAddresses, LogLevel, Settings};
@@ -135,6 +136,7 @@ impl Relay {
         }
         let gate = warmup_gate(&new)?;
         let plan = plan(&new, &gate)?;
+        refuse_loops(&plan, &self.smtp).await?;
         let (settings, now) = (new.clone(), self.clock.now());
         let files = tokio::task::spawn_blocking(move || DoorFiles::read(&settings, now)).await;
         let files = files.expect("reading a certificate does not panic")?;

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mailramp::delivery::budget::ReportBudget;
 use mailramp::delivery::schedule::Schedule;
 use mailramp::delivery::settle::{Ended, SettleRules};
 use mailramp::message::{DaySpan, LaneId, Queue, QueueId, Recipient, Route, StreamId, Timestamp};
@@ -246,7 +247,9 @@ impl World {
         let mut batch = Batch::default();
         for claimed in std::mem::take(&mut self.expired) {
             let fresh = self.fresh();
-            batch.settles.push(self.settle.expire(claimed.item, b"", self.now, fresh));
+            batch
+                .settles
+                .push(self.settle.expire(claimed.item, b"", self.now, fresh, &mut ReportBudget::unlimited()).settle);
         }
         while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= self.now) {
             match entry.remove() {
@@ -257,9 +260,19 @@ impl World {
                     let fresh = self.fresh();
                     self.book.answered(&flight);
                     let Flight { claimed, verdicts, .. } = *flight;
-                    let ended =
-                        Ended { item: claimed.item, verdicts: &verdicts, remote: None, header: b"", fallback: false };
-                    batch.settles.push(self.settle.settle(ended, self.now, &mut self.random, fresh));
+                    let ended = Ended {
+                        item: claimed.item,
+                        verdicts: &verdicts,
+                        remote: None,
+                        header: b"",
+                        fallback: false,
+                        reports_itself: true,
+                    };
+                    batch.settles.push(
+                        self.settle
+                            .settle(ended, self.now, &mut self.random, fresh, &mut ReportBudget::unlimited())
+                            .settle,
+                    );
                 }
                 Event::Down(route, length) => {
                     let until = self.now.after(length);
