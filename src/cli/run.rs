@@ -11,6 +11,7 @@ use crate::config::{Loaded, LogFormat, Settings, process_environment};
 use crate::log;
 use crate::relay::reload::{log_level, shown_addresses};
 use crate::relay::{Data, Relay, StartError, notify};
+use crate::spool::SpoolError;
 
 /// Arguments of `mailramp run`.
 #[derive(Debug, clap::Args)]
@@ -84,6 +85,9 @@ async fn serve(path: &Path, settings: &Settings, clock: Arc<dyn Clock>, data: Da
         Err(error) => {
             let data_dir = settings.data_dir.display();
             tracing::error!(event = "spool.failed", reason = %error, %data_dir);
+            if matches!(error, SpoolError::Damaged { .. }) {
+                return Err(Failure::new(exit::IO, error.to_string()));
+            }
             let advice = "look for the disk in the system's log, then start again to recover";
             Err(Failure::new(exit::IO, format!("the spool in {data_dir} failed {error}; {advice}")))
         }

@@ -75,20 +75,13 @@ pub enum StartError {
 
 impl StartError {
     fn of_spool(error: SpoolError, directory: &std::path::Path) -> StartError {
-        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
         let directory = directory.display();
         match error {
-            SpoolError::Database { source, .. }
-                if matches!(source.sqlite_error_code(), Some(NotADatabase | DatabaseCorrupt)) =>
-            {
-                StartError::DataDirectory(format!(
-                    "{directory}/spool.db is damaged: {source}; keep it, and start from a backup or in another data_dir"
-                ))
-            }
             SpoolError::Locked(path) => StartError::Busy(format!(
                 "the data directory {path} is in use by another mailramp process; stop that one, or set another data_dir"
             )),
             SpoolError::Directory(text) => StartError::DataDirectory(text),
+            damaged @ SpoolError::Damaged { .. } => StartError::Io(format!("{directory}: {damaged}")),
             other => StartError::Io(format!("the spool in {directory} cannot be opened: {other}")),
         }
     }
@@ -175,6 +168,13 @@ impl Relay {
             damaged = recovered.damaged,
             queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
         );
+        if recovered.damaged > 0 {
+            tracing::error!(
+                event = "spool.damaged",
+                messages = recovered.damaged,
+                "what a power cut or the disk has damaged was put aside: `mailramp queue list --state quarantined`"
+            );
+        }
         if data == Data::Restored || since == Since::Copied {
             bring_back_paused(&mut spool, &gate, clock.now(), data).map_err(unusable)?;
         } else if since == Since::Renumbered {
