@@ -5,7 +5,6 @@ mod application;
 #[path = "common/process.rs"]
 mod process;
 #[path = "common/scripted.rs"]
-#[allow(dead_code)]
 mod scripted;
 
 use std::fs;

@@ -1,12 +1,10 @@
 //! SIGHUP to the real binary: new settings take effect as a whole or not at all, and nothing under way suffers.
 
 #[path = "common/application.rs"]
-#[allow(dead_code)]
 mod application;
 #[path = "common/process.rs"]
 mod process;
 #[path = "common/scripted.rs"]
-#[allow(dead_code)]
 mod scripted;
 
 use std::collections::BTreeMap;

@@ -90,7 +90,6 @@ impl Observer for Counts {
 struct Running {
     address: SocketAddr,
     files: Files,
-    tls: Arc<ServerTls>,
     intake: Arc<Memory>,
     counts: Arc<ConnectionCounts>,
     observer: Arc<Counts>,
@@ -120,11 +119,11 @@ fn start_with(
         counts: counts.clone(),
         observer: observer.clone(),
         authenticator,
-        tls: Some(tls.clone()),
+        tls: Some(tls),
     };
     let stop: CancellationToken = shutdown;
     tokio::spawn(server.run(door, Arc::new(settings), stop.clone()));
-    Running { address, files, tls, intake, counts, observer, shutdown: stop }
+    Running { address, files, intake, counts, observer, shutdown: stop }
 }
 
 fn implicit() -> Running {
@@ -398,25 +397,6 @@ async fn a_client_that_does_not_read_is_held_back_inside_tls_too() {
     let (_, replies) = timeout(PATIENCE, async { tokio::join!(sending, reading) }).await.expect("in time");
     assert_eq!(replies.iter().filter(|octet| **octet == b'\n').count(), 50_001);
     assert!(replies.ends_with(b"221 2.0.0 Bye\r\n"));
-}
-
-#[tokio::test]
-async fn a_new_certificate_is_shown_to_new_clients_and_the_old_sessions_go_on() {
-    let running = implicit();
-    let mut old = running.greeted().await;
-    let shown = |client: &Client<TlsStream<TcpStream>>| client.0.get_ref().1.peer_certificates().unwrap()[0].clone();
-    let before = shown(&old);
-    running.files.renew();
-    running.tls.reload(&running.files.chain, &running.files.key).unwrap();
-    let new = running.greeted().await;
-    assert_ne!(shown(&new), before);
-    old.send("NOOP\r\n").await;
-    old.expect("250 2.0.0 Ok\r\n").await;
-    let good = std::fs::read(&running.files.chain).unwrap();
-    std::fs::write(&running.files.chain, "nothing").unwrap();
-    running.tls.reload(&running.files.chain, &running.files.key).unwrap_err();
-    std::fs::write(&running.files.chain, good).unwrap();
-    assert_eq!(shown(&running.greeted().await), shown(&new), "the last good one stays");
 }
 
 /// As [`Running::greeted`], by STARTTLS.

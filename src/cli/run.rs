@@ -11,6 +11,7 @@ use crate::config::{Loaded, LogFormat, Settings, process_environment};
 use crate::log;
 use crate::relay::reload::{log_level, shown_addresses};
 use crate::relay::{Data, Relay, StartError, notify};
+use crate::spool::SpoolError;
 
 /// Arguments of `mailramp run`.
 #[derive(Debug, clap::Args)]
@@ -83,6 +84,9 @@ async fn serve(path: &Path, settings: &Settings, clock: Arc<dyn Clock>, data: Da
         Ok(()) => Err(Failure::new(exit::IO, "the spool has stopped; start again to recover")),
         Err(error) => {
             tracing::error!(event = "spool.failed", reason = %error);
+            if matches!(error, SpoolError::Damaged { .. }) {
+                return Err(Failure::new(exit::IO, error.to_string()));
+            }
             Err(Failure::new(exit::IO, format!("the spool failed {error}; start again to recover")))
         }
     }

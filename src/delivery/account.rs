@@ -126,7 +126,7 @@ pub fn of_commit(metrics: &Metrics, done: &Done, took: Duration) {
     metrics.warmup_overrun_recipients.inc_by(done.overrun_recipients);
     for id in &done.quarantined {
         metrics.spool_errors.inc();
-        tracing::error!(event = "spool.damaged", id = %id, "unreadable envelope: put aside, not sent");
+        tracing::error!(event = "spool.damaged", id = %id, "its envelope or its octets cannot be read: put aside, not sent");
     }
     for (before, after) in &done.days {
         let outcome = match before {

@@ -19,10 +19,12 @@
 //! | [`plan`] | what all of this would do with a given demand |
 //! | [`provider`] | who runs a domain's mail servers |
 //! | [`signal`] | what a reply of theirs means for the ramp |
+//! | [`brake`] | how that slows a lane down, and for how long |
 //!
 //! Deliberately not here: counting, and looking anything up. The rules know no provider by name; files in `conf/` do.
 
 pub mod allowance;
+pub mod brake;
 pub mod calendar;
 pub mod curve;
 pub mod pace;
@@ -38,6 +40,7 @@ pub mod stream;
 pub mod wait;
 
 pub use allowance::{Bound, Bounds, Closed, LaneView, Wake};
+pub use brake::{Brake, BrakeRules};
 pub use calendar::Calendar;
 pub use curve::Curve;
 pub use pace::{OpenHours, Pace, Window};

@@ -80,6 +80,7 @@ impl StartError {
                 "the data directory {path} is in use by another mailramp process; stop that one, or set another data_dir"
             )),
             SpoolError::Directory(text) => StartError::DataDirectory(text),
+            damaged @ SpoolError::Damaged { .. } => StartError::Io(damaged.to_string()),
             other => StartError::Io(format!("the spool cannot be opened: {other}")),
         }
     }
@@ -165,6 +166,13 @@ impl Relay {
             damaged = recovered.damaged,
             queued = spool.ledger().totals().map(|(.., total)| total.items).sum::<u64>()
         );
+        if recovered.damaged > 0 {
+            tracing::error!(
+                event = "spool.damaged",
+                messages = recovered.damaged,
+                "what a power cut or the disk has damaged was put aside: `mailramp queue list --state quarantined`"
+            );
+        }
         if data == Data::Restored || since == Since::Copied {
             bring_back_paused(&mut spool, &gate, clock.now(), data)?;
         } else if since == Since::Renumbered {

@@ -154,12 +154,15 @@ fn trim_spaces(mut text: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     type Read = Result<Command<'static>, CommandError>;
+    type ReadPath = fn(&[u8]) -> Result<(Path<'_>, &[u8]), PathError>;
 
     /// Paths come from their own reader only, so that is how the expected ones are built.
-    fn path(text: &str, read: fn(&[u8]) -> Result<(Path<'_>, &[u8]), PathError>) -> Path<'static> {
+    fn path(text: &str, read: ReadPath) -> Path<'static> {
         read(format!("<{text}>").leak().as_bytes()).unwrap().0
     }
 
@@ -255,5 +258,82 @@ mod tests {
         }
         assert_eq!(parse(b"RCPT TO:<\xff@b.example>"), Err(CommandError::NotUtf8));
         assert_eq!(parse(b"VRFY \xff SMTPUTF8"), Err(CommandError::NotUtf8));
+    }
+
+    /// What a line is, told by its words alone: the name of the command, or of the error.
+    fn reference(line: &str) -> &'static str {
+        let line = line.trim_ascii_end();
+        let (verb, argument) = line.split_once(' ').unwrap_or((line, ""));
+        let verb = verb.to_ascii_uppercase();
+        let words: Vec<&str> = argument.split(' ').filter(|word| !word.is_empty()).collect();
+        let alone = |name, error| if words.is_empty() { name } else { error };
+        match (verb.as_str(), words.as_slice()) {
+            ("DATA", _) => alone("data", "syntax"),
+            ("RSET", _) => alone("rset", "syntax"),
+            ("QUIT", _) => alone("quit", "syntax"),
+            ("STARTTLS", _) => alone("starttls", "parameter"),
+            ("NOOP", _) => "noop",
+            ("HELP", _) => "help",
+            ("EHLO" | "HELO" | "VRFY", []) => "syntax",
+            ("EHLO", _) => "ehlo",
+            ("HELO", _) => "helo",
+            ("VRFY", [.., last]) if !argument.is_ascii() && !last.eq_ignore_ascii_case("SMTPUTF8") => "utf8",
+            ("VRFY", _) => "vrfy",
+            ("AUTH", [_] | [_, _]) => "auth",
+            ("AUTH", _) => "syntax",
+            ("BDAT", [octets, rest @ ..]) => {
+                let last = rest.is_empty() || matches!(rest, [word] if word.eq_ignore_ascii_case("LAST"));
+                let digits = octets.bytes().all(|c| c.is_ascii_digit());
+                if digits && last && octets.parse::<u64>().is_ok() { "bdat" } else { "chunk" }
+            }
+            ("BDAT", _) => "chunk",
+            ("EXPN" | "ETRN" | "XCLIENT" | "XFORWARD", _) => "not offered",
+            ("GET" | "POST" | "HEAD" | "PUT" | "CONNECT", _) => "http",
+            _ => "unknown",
+        }
+    }
+
+    fn name(read: Result<Command<'_>, CommandError>) -> &'static str {
+        match read {
+            Ok(Command::Ehlo(_)) => "ehlo",
+            Ok(Command::Helo(_)) => "helo",
+            Ok(Command::Mail { .. }) => "mail",
+            Ok(Command::Rcpt { .. }) => "rcpt",
+            Ok(Command::Data) => "data",
+            Ok(Command::Chunk { .. }) => "bdat",
+            Ok(Command::StartTls) => "starttls",
+            Ok(Command::Auth { .. }) => "auth",
+            Ok(Command::Rset) => "rset",
+            Ok(Command::Noop) => "noop",
+            Ok(Command::Quit) => "quit",
+            Ok(Command::Vrfy) => "vrfy",
+            Ok(Command::Help) => "help",
+            Ok(Command::NotOffered) => "not offered",
+            Ok(Command::Http) => "http",
+            Err(CommandError::Unknown) => "unknown",
+            Err(CommandError::Syntax) => "syntax",
+            Err(CommandError::Parameter) => "parameter",
+            Err(CommandError::ChunkSize) => "chunk",
+            Err(CommandError::SenderPath | CommandError::RecipientPath) => "path",
+            Err(CommandError::NotUtf8) => "utf8",
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #[test]
+        fn commands_agree_with_a_reference_that_looks_at_words(
+            verb in proptest::sample::select(vec![
+                "EHLO", "helo", "DATA", "rset", "QUIT", "noop", "HELP", "VRFY", "vrfy", "EXPN", "Etrn", "XCLIENT", "XFORWARD",
+                "GET", "POST", "head", "PUT", "CONNECT", "STARTTLS", "AUTH", "bdat", "BDAT", "DAT", "DATAX", "",
+            ]),
+            words in proptest::collection::vec(proptest::sample::select(vec![
+                " ", "  ", "a", "7", "LAST", "last", "ü", "SMTPUTF8", "=", "\t", "18446744073709551616", "-", "0",
+            ]), 0..6),
+        ) {
+            let separator = if words.is_empty() { "" } else { " " };
+            let line = format!("{verb}{separator}{}", words.concat());
+            prop_assert_eq!(name(parse(line.as_bytes())), reference(&line), "{:?}", line);
+        }
     }
 }

@@ -255,12 +255,15 @@ impl<I: Intake> Connection<I> {
         let recipients = envelope.recipients.len() as u64;
         let (client, listener) = (self.client, self.shared.listener);
         let user = self.session.user().cloned();
+        let from = log::mask(&envelope.reverse_path);
         let submission = Submission { id, envelope, body, size, received_at, client, user, listener };
         let end_of_data = Instant::now();
         let result = Box::pin(self.shared.intake.accept(submission)).await;
         if result.is_ok() {
             self.shared.observer.accepted(recipients, size, end_of_data.elapsed());
-            tracing::info!(event = "smtp.accepted", %id, rcpts = recipients, bytes = size, %client);
+            // Sender, user and listener tell the jobs of one host apart.
+            let user = self.session.user().map(|user| tracing::field::display(log::mask(user.as_bytes())));
+            tracing::info!(event = "smtp.accepted", %id, rcpts = recipients, bytes = size, %client, listener, user, from);
         }
         self.session.finish(id, result, &mut self.replies);
         self.report_rejections(Some(id));

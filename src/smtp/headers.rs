@@ -116,7 +116,10 @@ impl HeaderWatch {
     /// Looks at the next part of the message. Costs nothing once the header block is over.
     pub fn observe(&mut self, mut text: &[u8], hostname: &str) {
         while !self.over && !text.is_empty() && !self.too_large() {
-            let end = memchr(b'\n', text).map_or(text.len(), |at| at + 1);
+            // Exactly up to the octet that is too much: what stands behind it would count or not as the input is cut.
+            let room = usize::try_from(self.max_octets - self.octets).map_or(usize::MAX, |left| left.saturating_add(1));
+            let window = &text[..room.min(text.len())];
+            let end = memchr(b'\n', window).map_or(window.len(), |at| at + 1);
             let (part, rest) = text.split_at(end);
             text = rest;
             self.part_of_line(part, hostname);
@@ -276,6 +279,24 @@ mod tests {
             let text = "Received: from a\r\n by b\r\n".repeat(fields) + "\r\nReceived: in the body\r\n";
             for chunk in [1, 7, 10_000] {
                 assert_eq!(watch(&text, chunk).looped(), looped, "{fields} fields in chunks of {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_the_limit_is_no_loop_however_it_is_cut() {
+        let own = line("app.example", "192.0.2.1");
+        for max in 0..own.len() as u64 + 2 {
+            let judged = |chunk| {
+                let mut watch = HeaderWatch::new(max);
+                for part in own.as_bytes().chunks(chunk) {
+                    watch.observe(part, HOST);
+                }
+                watch.end(HOST);
+                (watch.too_large(), watch.looped())
+            };
+            for chunk in [2, 7, 50, 1000] {
+                assert_eq!(judged(1), judged(chunk), "limit {max}, chunks of {chunk}");
             }
         }
     }

@@ -144,7 +144,8 @@ fn is_notify(value: &[u8]) -> bool {
 }
 
 /// `addr-type;address` (RFC 3461 §4.2). The type `utf-8` may have code points as `\x{…}` and, when the client asked for
-/// SMTPUTF8, as they are (RFC 6533 §3).
+/// SMTPUTF8, as they are (RFC 6533 §3). Postfix writes UTF-8 as xtext of the type `rfc822`, so an encoded octet over 127 is
+/// taken with every type; what is repeated stays encoded.
 fn is_original_recipient(value: &[u8], utf8: bool) -> bool {
     let Some(at) = value.iter().position(|octet| *octet == b';') else { return false };
     let (kind, address) = (&value[..at], &value[at + 1..]);
@@ -155,11 +156,16 @@ fn is_original_recipient(value: &[u8], utf8: bool) -> bool {
     if kind.eq_ignore_ascii_case(b"utf-8") && utf8 && !address.is_ascii() {
         return std::str::from_utf8(address).is_ok_and(|text| !text.chars().any(char::is_control));
     }
-    is_printable_xtext(address)
+    is_xtext_of(address, |octet| matches!(octet, b' '..=b'~' | 128..))
 }
 
 /// xtext (RFC 3461 §4) of nothing but printable ASCII: what it stands for ends up in reports.
 fn is_printable_xtext(text: &[u8]) -> bool {
+    is_xtext_of(text, |octet| matches!(octet, b' '..=b'~'))
+}
+
+/// xtext (RFC 3461 §4), not empty, whose encoded octets stand for nothing but what is `allowed`. Itself printable ASCII.
+fn is_xtext_of(text: &[u8], allowed: impl Fn(u8) -> bool) -> bool {
     let hex = |octet: u8| match octet {
         b'0'..=b'9' => Some(octet - b'0'),
         b'A'..=b'F' => Some(octet - b'A' + 10),
@@ -167,15 +173,14 @@ fn is_printable_xtext(text: &[u8]) -> bool {
     };
     let mut octets = text.iter();
     while let Some(octet) = octets.next() {
-        let octet = match octet {
+        let good = match octet {
             b'+' => match (octets.next().and_then(|o| hex(*o)), octets.next().and_then(|o| hex(*o))) {
-                (Some(high), Some(low)) => high << 4 | low,
-                _ => return false,
+                (Some(high), Some(low)) => allowed(high << 4 | low),
+                _ => false,
             },
-            b'=' | b' ' => return false,
-            octet => *octet,
+            octet => matches!(octet, b'!'..=b'~') && *octet != b'=',
         };
-        if !matches!(octet, b' '..=b'~') {
+        if !good {
             return false;
         }
     }
@@ -222,6 +227,7 @@ mod tests {
                 "notify=success,DELAY,Failure ORCPT=rfc822;Bob+2B@x.example",
             ),
             ("ORCPT=utf-8;b\\x{FC}@x.example", "ORCPT=utf-8;b\\x{FC}@x.example"),
+            ("ORCPT=rfc822;b+C3+BC@x.example", "ORCPT=rfc822;b+C3+BC@x.example"), // Postfix, with SMTPUTF8
         ] {
             assert_eq!(rcpt_parameters(text.as_bytes(), false).as_deref(), Ok(repeated.as_bytes()), "{text}");
         }

@@ -133,6 +133,8 @@ fn is_atext(octet: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -227,5 +229,98 @@ mod tests {
         }
         assert!(!forward_path("<jürgen@example.org>".as_bytes()).unwrap().0.is_ascii());
         assert!(forward_path(b"<a@example.org>").unwrap().0.is_ascii());
+    }
+
+    /// The same rules character by character over the whole text, as a list of what may follow what; `None` for every
+    /// kind of fault. Of literals and lengths of labels it knows nothing, so the inputs have none.
+    fn reference(text: &[u8], forward: bool) -> Option<(&[u8], &[u8])> {
+        #[derive(PartialEq)]
+        enum At {
+            Open,
+            AtomStart,
+            Atom,
+            Quoted,
+            Escaped,
+            Unquoted,
+            LabelStart,
+            Label,
+            LabelDash,
+        }
+        let whole = std::str::from_utf8(text).ok()?;
+        let mut at = At::Open;
+        for (offset, c) in whole.char_indices() {
+            let plain = c.is_ascii_alphanumeric() || (!c.is_ascii() && !c.is_control());
+            let atext = plain || "!#$%&'*+-/=?^_`{|}~".contains(c);
+            at = match (at, c) {
+                (At::Open, '<') => At::AtomStart,
+                (At::AtomStart, '>') if offset == 1 && !forward => return Some((&text[1..1], &text[2..])),
+                (At::Atom, '>') if forward && whole[1..offset].eq_ignore_ascii_case("postmaster") => {
+                    return Some((&text[1..offset], &text[offset + 1..]));
+                }
+                (At::AtomStart, '"') if offset == 1 => At::Quoted,
+                (At::AtomStart | At::Atom, _) if atext => At::Atom,
+                (At::Atom, '.') => At::AtomStart,
+                (At::Atom | At::Unquoted, '@') => At::LabelStart,
+                (At::Quoted, '"') => At::Unquoted,
+                (At::Quoted, '\\') => At::Escaped,
+                (At::Quoted, _) if !c.is_control() => At::Quoted,
+                (At::Escaped, ' '..='~') => At::Quoted,
+                (At::LabelStart | At::Label | At::LabelDash, _) if plain || c == '_' => At::Label,
+                (At::Label | At::LabelDash, '-') => At::LabelDash,
+                (At::Label, '.') => At::LabelStart,
+                (At::Label, '>') => return Some((&text[1..offset], &text[offset + 1..])),
+                _ => return None,
+            };
+        }
+        None
+    }
+
+    fn piece() -> impl Strategy<Value = &'static str> {
+        proptest::sample::select(vec![
+            "a",
+            "B",
+            "1",
+            "\"",
+            "\\",
+            "@",
+            ".",
+            "-",
+            "_",
+            " ",
+            ">",
+            "<",
+            ",",
+            ":",
+            "ü",
+            "\u{85}",
+            "\r",
+            "\n",
+            "\0",
+            "\t",
+            "\u{7f}",
+            "a@b",
+            "postmaster",
+            "example.org",
+            "=",
+            "(",
+        ])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #[test]
+        fn paths_agree_with_a_reference_read_character_by_character(
+            pieces in proptest::collection::vec(piece(), 0..8),
+            ending in proptest::sample::select(vec!["", ">", "@b.example>", "\"@b>", "@b.example> X=1"]),
+        ) {
+            let text = format!("<{}{ending}", pieces.concat());
+            for (read, forward) in [(reverse_path(text.as_bytes()), false), (forward_path(text.as_bytes()), true)] {
+                let read = read.ok().map(|(path, rest)| (path.octets(), rest));
+                prop_assert_eq!(read, reference(text.as_bytes(), forward), "{:?}, forward: {}", text, forward);
+                if let Some((path, _)) = read {
+                    prop_assert!(!path.iter().any(|octet| octet.is_ascii_control()));
+                }
+            }
+        }
     }
 }

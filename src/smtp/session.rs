@@ -6,7 +6,7 @@
 //!
 //! Does no I/O and has no clock. Whoever drives it calls [`Session::next`] until it needs more input, does what the
 //! event says, and sends what has gathered in [`Replies`]. Here stand the stages and the lines; what a transaction
-//! allows is in [`transaction`], what a message contains in [`content`], STARTTLS and AUTH in [`login`].
+//! allows is in `transaction`, what a message contains in `content`, STARTTLS and AUTH in `login`.
 
 mod content;
 mod login;

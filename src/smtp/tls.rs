@@ -1,8 +1,9 @@
-//! TLS at the front door: the certificate, its exchange while sessions go on, and the handshake.
+//! TLS at the front door: the certificate and the handshake.
 //!
 //! Promises: a certificate is taken only when chain and key could be read, belong together, and nobody else can read
-//! the key; a failed exchange leaves the old one in use; sessions keep what they began with. A handshake is given the
-//! socket and nothing else, so no octet sent in clear is ever taken for one sent through TLS (RFC 3207 §6).
+//! the key. A handshake is given the socket and nothing else, so no octet sent in clear is ever taken for one sent
+//! through TLS (RFC 3207 §6). A certificate never changes: another one comes with other [`super::server::Terms`], for
+//! the connections that follow.
 //!
 //! TLS 1.2 and 1.3 with AEAD ciphers, tickets for resumption, no ALPN, no client certificates.
 
@@ -10,10 +11,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{Ticketer, default_provider};
@@ -30,7 +30,7 @@ use tokio_rustls::server::TlsStream;
 use super::stream::Plain;
 use crate::message::Timestamp;
 
-/// Why a certificate was not taken. What was in use before still is.
+/// Why a certificate was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// The chain cannot be read or used.
@@ -56,39 +56,50 @@ pub(super) enum HandshakeError {
     Failed(#[from] io::Error),
 }
 
-/// What all listeners with TLS share: the certificate in use, and the right to compute.
+/// A certificate and how handshakes are made with it; the same for all listeners. Tickets are good for as long as it is
+/// in use, so that nobody goes on with a certificate that was withdrawn.
 #[derive(Debug)]
 pub struct ServerTls {
-    current: ArcSwap<Current>,
-    /// How many handshakes may compute at once. Half of the processors: the others stay free for sessions and clients
-    /// without TLS, and who waits here waits for other handshakes only, in the order of their arrival.
-    computing: Semaphore,
-}
-
-#[derive(Debug)]
-struct Current {
     settings: Arc<ServerConfig>,
     not_after: Timestamp,
 }
 
+/// How many handshakes may compute at once, whatever their certificate. Half of the processors: the others stay free
+/// for sessions and clients without TLS, and who waits here waits for other handshakes only, in the order of arrival.
+static COMPUTING: LazyLock<Semaphore> = LazyLock::new(|| {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    Semaphore::new((processors / 2).max(1))
+});
+
 impl ServerTls {
     /// Reads chain and key. Blocks on the disk.
-    pub fn load(chain: &Path, key: &Path) -> Result<ServerTls, CertificateError> {
-        let current = ArcSwap::from_pointee(Current::load(chain, key)?);
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(ServerTls { current, computing: Semaphore::new((processors / 2).max(1)) })
+    pub fn load(chain_path: &Path, key_path: &Path) -> Result<ServerTls, CertificateError> {
+        let bad_chain = |reason: String| CertificateError::Chain { path: chain_path.into(), reason };
+        let bad_key = |reason: String| CertificateError::Key { path: key_path.into(), reason };
+
+        let (pem, _) = read(chain_path).map_err(&bad_chain)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+        let chain = chain.map_err(|error| bad_chain(error.to_string()))?;
+        let first = chain.first().ok_or_else(|| bad_chain("no certificate in it".into()))?;
+        let not_after = not_after(first).map_err(&bad_chain)?;
+
+        let (pem, mode) = read(key_path).map_err(&bad_key)?;
+        let pem = zeroize::Zeroizing::new(pem);
+        if mode & 0o007 != 0 {
+            return Err(CertificateError::KeyOpenToOthers { path: key_path.into(), mode });
+        }
+        let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| bad_key(error.to_string()))?;
+        // Named, because a process into which another crate brings a second provider has no default and panics.
+        let provider = default_provider();
+        // Also says whether the key is the one in the certificate.
+        let pair = CertifiedKey::from_der(chain, key, &provider).map_err(|error| bad_key(error.to_string()))?;
+        let settings = settings(provider, pair).map_err(|error| bad_key(error.to_string()))?;
+        Ok(ServerTls { settings: Arc::new(settings), not_after })
     }
 
-    /// Reads chain and key anew; handshakes that begin from here on use them. Tickets given out before are refused, so
-    /// that nobody goes on with a certificate that was withdrawn. On `Err` nothing changes. Blocks on the disk.
-    pub fn reload(&self, chain: &Path, key: &Path) -> Result<(), CertificateError> {
-        self.current.store(Arc::new(Current::load(chain, key)?));
-        Ok(())
-    }
-
-    /// When the certificate in use expires.
+    /// When the certificate expires.
     pub fn not_after(&self) -> Timestamp {
-        self.current.load().not_after
+        self.not_after
     }
 
     /// Takes a connection in clear and gives back one that is TLS, by `patience` after now at the latest.
@@ -113,37 +124,13 @@ impl ServerTls {
         // Half a hello costs a buffer but no computing, so a flood of them keeps nobody from his turn.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         let begun = {
-            let _turn = self.computing.acquire().await.expect("never closed");
+            let _turn = COMPUTING.acquire().await.expect("never closed");
             // Key exchange and signature, here and now; what comes after the client's next flight is cheap.
-            hello.into_stream(self.current.load().settings.clone())
+            hello.into_stream(self.settings.clone())
         };
-        Ok(Box::new(begun.await?))
-    }
-}
-
-impl Current {
-    fn load(chain_path: &Path, key_path: &Path) -> Result<Current, CertificateError> {
-        let bad_chain = |reason: String| CertificateError::Chain { path: chain_path.into(), reason };
-        let bad_key = |reason: String| CertificateError::Key { path: key_path.into(), reason };
-
-        let (pem, _) = read(chain_path).map_err(&bad_chain)?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        let chain = chain.map_err(|error| bad_chain(error.to_string()))?;
-        let first = chain.first().ok_or_else(|| bad_chain("no certificate in it".into()))?;
-        let not_after = not_after(first).map_err(&bad_chain)?;
-
-        let (pem, mode) = read(key_path).map_err(&bad_key)?;
-        let pem = zeroize::Zeroizing::new(pem);
-        if mode & 0o007 != 0 {
-            return Err(CertificateError::KeyOpenToOthers { path: key_path.into(), mode });
-        }
-        let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| bad_key(error.to_string()))?;
-        // Named, because a process into which another crate brings a second provider has no default and panics.
-        let provider = default_provider();
-        // Also says whether the key is the one in the certificate.
-        let pair = CertifiedKey::from_der(chain, key, &provider).map_err(|error| bad_key(error.to_string()))?;
-        let settings = settings(provider, pair).map_err(|error| bad_key(error.to_string()))?;
-        Ok(Current { settings: Arc::new(settings), not_after })
+        let mut stream = Box::new(begun.await?);
+        stream.get_mut().1.set_buffer_limit(Some(REPLIES_MAX_OCTETS));
+        Ok(stream)
     }
 }
 
@@ -190,6 +177,8 @@ fn read(path: &Path) -> Result<(Vec<u8>, u32), String> {
     Ok((octets, about.permissions().mode() & 0o777))
 }
 
+/// What may wait inside TLS for a client that does not read: a record, and no further one is made before it is sent.
+const REPLIES_MAX_OCTETS: usize = 16 * 1024;
 const PEM_MAX_OCTETS: u64 = 1 << 20; // hundreds of certificates
 
 #[cfg(test)]
@@ -227,10 +216,9 @@ mod tests {
         let tls = ServerTls::load(&chain, &key).unwrap();
         assert_eq!(tls.not_after(), Timestamp::from_seconds(1_896_048_000)); // 2030-01-31T00:00:00Z
         issue_until(9999, &chain, &key);
-        tls.reload(&chain, &key).unwrap();
-        assert_eq!(tls.not_after(), Timestamp::NEVER);
+        assert_eq!(ServerTls::load(&chain, &key).unwrap().not_after(), Timestamp::NEVER);
         issue_until(1974, &chain, &key);
-        assert!(tls.reload(&chain, &key).is_err(), "before it begins");
+        assert!(ServerTls::load(&chain, &key).is_err(), "before it begins");
     }
 
     #[test]
@@ -264,19 +252,5 @@ mod tests {
         }
         set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
         assert!(ServerTls::load(&chain, &key).is_ok(), "the group is the operator's business");
-    }
-
-    #[test]
-    fn a_reload_that_fails_keeps_the_old_certificate_and_one_that_works_takes_the_new() {
-        let (_folder, chain, key) = files();
-        let tls = ServerTls::load(&chain, &key).unwrap();
-        let before = tls.current.load().settings.clone();
-        let good = std::fs::read(&key).unwrap();
-        write(&key, "").unwrap();
-        assert!(matches!(tls.reload(&chain, &key), Err(CertificateError::Key { .. })));
-        assert!(Arc::ptr_eq(&before, &tls.current.load().settings));
-        write(&key, good).unwrap();
-        tls.reload(&chain, &key).unwrap();
-        assert!(!Arc::ptr_eq(&before, &tls.current.load().settings));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use rusqlite::Connection;
 
 use super::SpoolError;
-use super::database::{connect, system};
+use super::database::{connect, database, system};
 
 const PAGE_BYTES: u64 = 4096;
 /// Times that size at which the committer helps, between two batches, so that the log cannot grow for ever.
@@ -51,7 +51,7 @@ impl Checkpointer {
     /// A checkpoint that failed is as fatal as a commit that failed.
     pub(super) fn check(&self) -> Result<(), SpoolError> {
         match self.failed.try_recv() {
-            Ok(source) => Err(SpoolError::Database { doing: "moving the log into the database", source }),
+            Ok(source) => Err(database("moving the log into the database")(source)),
             Err(_) => Ok(()),
         }
     }

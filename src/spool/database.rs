@@ -66,8 +66,18 @@ pub(super) const IN_FLIGHT: &str = "SELECT lane, slot, day, reserved FROM item W
 pub(super) fn database(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> SpoolError {
     move |source| match source.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => full(),
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            SpoolError::Damaged { doing, source }
+        }
+        // SQLite has no checksums: a flipped bit may also be a value that we never write.
+        None if is_strange(&source) => SpoolError::Damaged { doing, source },
         _ => SpoolError::Database { doing, source },
     }
+}
+
+fn is_strange(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+    matches!(error, FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..))
 }
 
 pub(super) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> SpoolError {

@@ -462,22 +462,23 @@ impl<S: Store> Spool<S> {
     }
 
     fn hand_over(&mut self, item: Item, work: &mut Work<'_>) -> Result<Claiming, SpoolError> {
-        let Some(claimed) = self.with_body(item, work.now)? else { return Ok(Claiming::Damaged) };
+        let Some(claimed) = self.with_body(item, work)? else { return Ok(Claiming::Damaged) };
         work.done.handed.push(claimed);
         Ok(Claiming::Claimed)
     }
 
     /// Joins an item with its octets. An item whose body is gone is damaged: it is put aside, not sent.
-    fn with_body(&mut self, item: Item, now: Timestamp) -> Result<Option<Claimed>, SpoolError> {
+    fn with_body(&mut self, item: Item, work: &mut Work<'_>) -> Result<Option<Claimed>, SpoolError> {
         match self.store.body(item.body)? {
-            Some((body, crc)) => Ok(Some(Claimed { item, body, crc, at: now })),
+            Some((body, crc)) => Ok(Some(Claimed { item, body, crc, at: work.now })),
             None => {
                 let mut broken = item.clone();
                 if let Some(reservation) = broken.reservation.take() {
-                    self.ledger.release(item.lane, item.stream, reservation, reservation.recipients, now);
+                    self.ledger.release(item.lane, item.stream, reservation, reservation.recipients, work.now);
                 }
                 broken.state = State::Quarantined;
                 self.replace(&item, &broken)?;
+                work.done.quarantined.push(item.message);
                 Ok(None)
             }
         }
@@ -542,6 +543,8 @@ impl<S: Store> Spool<S> {
             }
         }
         if let Some(report) = &settle.report {
+            // The failed message goes with this transaction: all that is left of it is the report.
+            self.store.bodies_first();
             self.accept(report, work)?;
         }
         Ok(())
@@ -670,7 +673,7 @@ impl<S: Store> Spool<S> {
             self.replace(&old, &item)?;
             answer.items += 1;
             answer.recipients += item.recipients();
-            if let Some(claimed) = self.with_body(item, work.now)? {
+            if let Some(claimed) = self.with_body(item, work)? {
                 work.done.expired.push(claimed);
             }
         }

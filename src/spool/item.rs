@@ -172,13 +172,17 @@ impl Item {
     }
 }
 
-const ENVELOPE_VERSION: u8 = 1;
+/// Fields only. Still read, no longer written.
+const ENVELOPE_UNCHECKED: u8 = 1;
+/// Fields, then the CRC-32 of all octets before it: a flipped bit must not send mail to somebody else.
+const ENVELOPE_CHECKED: u8 = 2;
+const CRC_OCTETS: usize = 4;
 
-/// The envelope as stored: a version octet, then fields with their length in front.
+/// The envelope as stored: a version octet, then fields with their length in front, then a checksum.
 pub fn encode_envelope(envelope: &Envelope) -> Vec<u8> {
-    let guess = 16 + envelope.reverse_path.len() + envelope.recipients.iter().map(|r| r.path.len() + 8).sum::<usize>();
+    let guess = 24 + envelope.reverse_path.len() + envelope.recipients.iter().map(|r| r.path.len() + 8).sum::<usize>();
     let mut out = Vec::with_capacity(guess);
-    out.put_u8(ENVELOPE_VERSION);
+    out.put_u8(ENVELOPE_CHECKED);
     put(&mut out, &envelope.reverse_path);
     put(&mut out, &envelope.parameters);
     out.put_u32(envelope.recipients.len() as u32);
@@ -186,15 +190,22 @@ pub fn encode_envelope(envelope: &Envelope) -> Vec<u8> {
         put(&mut out, &recipient.path);
         put(&mut out, &recipient.parameters);
     }
+    let crc = crc32fast::hash(&out);
+    out.put_u32(crc);
     out
 }
 
 /// Reads back what [`encode_envelope`] wrote. `None`: damaged, or of a version this program does not know.
 pub fn decode_envelope(stored: &[u8]) -> Option<Envelope> {
-    let mut rest = Bytes::copy_from_slice(stored);
-    if rest.try_get_u8().ok()? != ENVELOPE_VERSION {
-        return None;
-    }
+    let fields = match *stored.first()? {
+        ENVELOPE_UNCHECKED => stored,
+        ENVELOPE_CHECKED => {
+            let (fields, crc) = stored.split_at_checked(stored.len().checked_sub(CRC_OCTETS)?)?;
+            (crc32fast::hash(fields).to_be_bytes() == crc).then_some(fields)?
+        }
+        _ => return None,
+    };
+    let mut rest = Bytes::copy_from_slice(&fields[1..]);
     let (reverse_path, parameters) = (take(&mut rest)?, take(&mut rest)?);
     let count = rest.try_get_u32().ok()? as usize;
     // Each recipient takes at least eight octets, so a damaged count cannot make us reserve gigabytes.
@@ -244,6 +255,19 @@ mod tests {
         }
         assert_eq!(decode_envelope(&[&stored[..], b"x"].concat()), None, "octets left over");
         assert_eq!(decode_envelope(&[9, 0, 0, 0, 0]), None, "unknown version");
+        for bit in 0..stored.len() * 8 {
+            let mut flipped = stored.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_envelope(&flipped), None, "bit {bit} flipped");
+        }
+    }
+
+    #[test]
+    fn an_envelope_from_before_there_was_a_checksum_is_still_read() {
+        let mut stored = encode_envelope(&envelope());
+        stored.truncate(stored.len() - CRC_OCTETS);
+        stored[0] = ENVELOPE_UNCHECKED;
+        assert_eq!(decode_envelope(&stored), Some(envelope()));
     }
 
     #[test]

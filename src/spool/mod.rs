@@ -71,6 +71,18 @@ pub enum SpoolError {
         /// What SQLite said.
         source: rusqlite::Error,
     },
+    /// What the database has on disk is not what was written: bits that flipped, or a file that was cut. Fatal, and
+    /// starting again finds the same.
+    #[error(
+        "the database spool.db is damaged (while {doing}: {source}). Starting again does not help: keep a copy of the data \
+         directory as it is, and start on the last backup, or on what `sqlite3 spool.db .recover` can save"
+    )]
+    Damaged {
+        /// What was being done.
+        doing: &'static str,
+        /// What SQLite said, or the value that no row can have.
+        source: rusqlite::Error,
+    },
     /// Another process holds the data directory.
     #[error("the data directory {0} is in use by another mailramp process")]
     Locked(String),
@@ -411,7 +423,7 @@ pub struct Done {
     pub wake: Option<Timestamp>,
     /// The total at each change of day, oldest first: what it was, and what it is now.
     pub days: Vec<(Option<LaneRecord>, LaneRecord)>,
-    /// Messages of items that were put aside, since their envelope cannot be read.
+    /// Messages of items that were put aside, since their envelope or their octets cannot be read.
     pub quarantined: Vec<QueueId>,
     /// Recipients that the new server acknowledged beyond the day's limit. Counted from acknowledgements, not from the
     /// reservations that keep it from happening.
@@ -434,6 +446,9 @@ pub trait Store: Send {
     fn save(&mut self, row: &Row) -> Result<(), SpoolError>;
     /// Stores a body that `references` items will name.
     fn insert_body(&mut self, body: &NewBody, message: QueueId, references: u64) -> Result<BodyId, SpoolError>;
+    /// In this transaction no row may be durable before its body is. Otherwise a power cut may leave a row whose body is
+    /// not there, which is right only for what nobody was told of.
+    fn bodies_first(&mut self) {}
     /// Changes how many items name the body; at zero it is gone.
     fn reference_body(&mut self, body: BodyId, change: i64) -> Result<(), SpoolError>;
     /// Where the octets are, and their CRC-32. `None`: the row is gone.

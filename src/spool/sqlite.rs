@@ -36,6 +36,12 @@ use crate::message::{Queue, QueueId, StreamId, Timestamp};
 const INLINE_MAX: u64 = 4 << 10;
 /// Write-ahead log at which the checkpoint thread is woken, on a file system with room for it.
 const CHECKPOINT_BYTES: u64 = 32 << 20;
+/// Transactions between two looks at how much of the database is free.
+const SHRINK_EVERY: u32 = 64;
+/// Pages of 4 KiB given back to the file system at once.
+const SHRINK_PAGES: i64 = 256;
+/// Free pages that are kept, since they are used again soon; and never less than half of all.
+const KEPT_FREE_PAGES: i64 = 1024;
 /// `seg.tail` of a segment that is synced to its end.
 const NO_TAIL: i64 = i64::MAX;
 
@@ -66,6 +72,9 @@ pub struct SqliteStore {
     last_ids: (i64, i64),
     saved_ids: (i64, i64),
     damaged: Vec<BodyId>,
+    /// This transaction's bodies are synced before its rows.
+    bodies_first: bool,
+    transactions: u32,
     watermark: Watermark,
     ballast: Ballast,
     ballast_is_out: bool,
@@ -98,7 +107,7 @@ pub enum CommitStep {
 /// Which sync a commit waits for before it starts the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
-    /// Neither: nothing in this transaction was answered for before.
+    /// Neither: no body in this transaction was answered for before.
     SideBySide,
     BodiesFirst,
 }
@@ -182,6 +191,8 @@ impl SqliteStore {
             open_tails: BTreeSet::new(),
             unlink: Vec::new(),
             garbage: Vec::new(),
+            bodies_first: false,
+            transactions: 0,
             last_body,
             last_ids,
             saved_ids: last_ids,
@@ -373,8 +384,15 @@ impl SqliteStore {
         if bodies {
             self.hook(CommitStep::BodiesWritten);
         }
+        let mut order = order;
+        if std::mem::take(&mut self.bodies_first) {
+            order = Order::BodiesFirst;
+        }
         if order == Order::BodiesFirst {
             pending.wait_all().map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
+            if bodies {
+                self.hook(CommitStep::BodiesSynced);
+            }
         }
         // Both syncs run at once: the segment's in its thread, the database's in here.
         let committed = self.connection.prepare_cached("COMMIT").and_then(|mut s| s.execute([]).map(drop));
@@ -384,7 +402,7 @@ impl SqliteStore {
         synced.map_err(|source| SpoolError::Io { doing: "syncing a segment", source })?;
         committed.map_err(database("committing"))?;
         self.hook(CommitStep::DatabaseSynced);
-        if bodies {
+        if bodies && order == Order::SideBySide {
             self.hook(CommitStep::BodiesSynced);
         }
         self.saved_ids = self.last_ids;
@@ -411,11 +429,35 @@ impl SqliteStore {
         Ok(())
     }
 
+    /// After a spike the file gets smaller again, a little at a time, so that no commit waits for long.
+    fn shrink(&self) -> Result<(), SpoolError> {
+        let doing = "giving room back to the file system";
+        let number = |sql: &str| self.connection.query_row(sql, [], |r| r.get::<_, i64>(0)).map_err(database(doing));
+        let (free, all) = (number("PRAGMA freelist_count")?, number("PRAGMA page_count")?);
+        if free < KEPT_FREE_PAGES || free < all / 2 {
+            return Ok(());
+        }
+        let sql = format!("PRAGMA incremental_vacuum({SHRINK_PAGES})");
+        let vacuum = || -> rusqlite::Result<()> {
+            let mut statement = self.connection.prepare_cached(&sql)?;
+            let mut pages = statement.query([])?;
+            // A page with each step.
+            while pages.next()?.is_some() {}
+            Ok(())
+        };
+        match vacuum().map_err(database(doing)) {
+            // It needs room in the log first; another time.
+            Err(SpoolError::Full { .. }) => Ok(()),
+            result => result,
+        }
+    }
+
     fn forget_transaction(&mut self) {
         self.segments.discard();
         self.change.clear();
         self.tails.clear();
         self.unlink.clear();
+        self.bodies_first = false;
     }
 }
 
@@ -430,6 +472,10 @@ impl Store for SqliteStore {
 
     fn begin(&mut self) -> Result<(), SpoolError> {
         self.checkpointer.check()?;
+        self.transactions = self.transactions.wrapping_add(1);
+        if self.transactions.is_multiple_of(SHRINK_EVERY) {
+            self.shrink()?;
+        }
         self.statement("BEGIN IMMEDIATE")?.execute([]).map_err(database("beginning a transaction"))?;
         Ok(())
     }
@@ -538,6 +584,10 @@ impl Store for SqliteStore {
         self.last_body = id;
         self.last_ids.1 = self.last_ids.1.max(message.0 as i64);
         Ok(BodyId(id))
+    }
+
+    fn bodies_first(&mut self) {
+        self.bodies_first = true;
     }
 
     fn reference_body(&mut self, body: BodyId, change: i64) -> Result<(), SpoolError> {

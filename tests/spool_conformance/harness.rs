@@ -232,6 +232,9 @@ impl<S: Store> Store for Faulty<S> {
         self.step()?;
         self.inner.insert_body(body, message, references)
     }
+    fn bodies_first(&mut self) {
+        self.inner.bodies_first();
+    }
     fn reference_body(&mut self, body: BodyId, change: i64) -> Result<(), SpoolError> {
         self.step()?;
         self.inner.reference_body(body, change)

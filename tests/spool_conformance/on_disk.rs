@@ -387,6 +387,40 @@ fn the_log_does_not_grow_for_ever_under_steady_writing() {
 }
 
 #[test]
+fn the_database_gets_smaller_again_after_a_spike_and_keeps_what_it_will_need() {
+    let mut bench = bench();
+    for _ in 0..4 {
+        accept_sized(&mut bench, &[4000; 1000]);
+    }
+    let most = bench.backend.number("PRAGMA page_count");
+    assert!(most > 4000, "{most} pages");
+    let settles = bench.claim(4000).iter().map(|claimed| bench.outcome(claimed, &[Fate::Relayed])).collect();
+    bench.apply(&Batch { settles, ..Batch::default() }).unwrap();
+    for _ in 0..40 * 64 {
+        bench.apply(&Batch::default()).unwrap();
+    }
+    let left = bench.backend.number("PRAGMA page_count");
+    assert!((500..most / 2).contains(&left), "{left} of {most} pages");
+    bench.check();
+}
+
+#[test]
+fn octets_that_are_gone_put_their_item_aside_and_it_is_said() {
+    let mut bench = bench();
+    let mut message = bench.message(LANE, STREAM, 1, 0);
+    message.body = bench.backend.body(octets(message.id, 5000), message.id, true);
+    let id = message.id;
+    bench.accept(message).unwrap();
+    bench.put(1);
+    fs::remove_file(bench.backend.path().join("large").join(id.to_string())).unwrap();
+    let done = bench.claim_from(Queue::New(LANE), &[STREAM], 9);
+    assert_eq!((done.handed.len(), &done.quarantined[..]), (1, &[id][..]));
+    assert_eq!(bench.reserved(), (1, 1), "its token is given back");
+    let aside = bench.items().into_iter().find(|item| item.message == id).unwrap();
+    assert_eq!((aside.state, aside.reservation), (State::Quarantined, None));
+}
+
+#[test]
 fn the_reserve_is_given_up_once_and_laid_again_when_there_is_room() {
     let directory = tempfile::tempdir().unwrap();
     let limits = DiskLimits { min_free: 0, max_used: 100 };

@@ -1,0 +1,8 @@
+import os
+
+EMAIL_HOST = "relay.example.com"
+EMAIL_PORT = 587
+EMAIL_USE_TLS = True
+EMAIL_HOST_USER = "app"
+EMAIL_HOST_PASSWORD = os.environ["MAIL_PASSWORD"]
+EMAIL_TIMEOUT = 10
