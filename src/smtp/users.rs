@@ -111,15 +111,16 @@ impl Users {
         if let Some(user) = known.remembers(&login.user, &tag) {
             return AuthVerdict::Accepted(user);
         }
-        let hashing = known.clone();
+        let hashing = known;
         let checked = tokio::task::spawn_blocking(move || {
             // Held here, so that two is two even if the client's task ends meanwhile.
             let _check = check;
-            (hashing.verify(&login), login.user)
+            // Remembered before the next one has its turn, which then need not hash the same password again.
+            if hashing.verify(&login) { Ok(hashing.remember(login.user, tag)) } else { Err(login.user) }
         });
         match checked.await {
-            Ok((true, user)) => AuthVerdict::Accepted(known.remember(user, tag)),
-            Ok((false, user)) => {
+            Ok(Ok(user)) => AuthVerdict::Accepted(user),
+            Ok(Err(user)) => {
                 self.failed(client, &user);
                 AuthVerdict::Wrong
             }
