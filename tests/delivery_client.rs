@@ -560,6 +560,98 @@ async fn a_path_with_a_second_command_in_it_is_refused_and_the_others_go() {
     assert_eq!(names(&report), ["rejected"; 3]);
 }
 
+/// What the next hop does, and what that is called in the log.
+fn what_can_happen() -> Vec<(Act, &'static str)> {
+    vec![
+        (say("451 4.3.0 later"), "reply"),
+        (say("554 5.7.1 never"), "reply"),
+        (Act::SayThenCut("421 4.3.2 bye".into()), "reply"),
+        (Act::Cut, "closed"),
+        (Act::Reset, "closed"),
+        (Act::Hang, "timeout"),
+        (Act::Drip("250 2.0.0 all right but far too slow".into(), Duration::from_millis(40)), "timeout"),
+        (say("250"), "-"),
+        (say("150 that is no answer"), "bad-peer"),
+        (say("354 send more"), "bad-peer"),
+        (say("hello, is this the web server?"), "bad-peer"),
+        (Act::Raw(b"250-never\r\n550 the same\r\n".to_vec()), "bad-peer"),
+        (Act::Raw(vec![b'2'; 70_000]), "bad-peer"),
+        (Act::Raw(b"250-and so on\r\n".repeat(5_000)), "bad-peer"),
+        (Act::Raw(b"\x00\xff\xfe\r\n".to_vec()), "bad-peer"),
+    ]
+}
+
+#[tokio::test]
+async fn whatever_happens_at_a_stage_gets_the_verdict_of_the_table() {
+    // One letter for each row of `what_can_happen`: d deferred, r rejected, D delivered, u unknown.
+    let table = [
+        (Step::Mail, "drdddddDddddddd"),
+        (Step::Rcpt, "drdddddDddddddd"),
+        (Step::Data, "drdddddddDddddd"),
+        (Step::Dot, "drduuuuDuuuuuuu"),
+    ];
+    for (step, row) in table {
+        let row: Vec<char> = row.chars().filter(|c| !c.is_whitespace()).collect();
+        assert_eq!(row.len(), what_can_happen().len());
+        for ((act, kind), expected) in what_can_happen().into_iter().zip(row) {
+            let slow = matches!(act, Act::Hang | Act::Drip(..));
+            let server = Script::new().always(step, act.clone()).start().await;
+            let mut connection = if slow { open_impatient(&server).await } else { open(&server).await };
+            let report = connection.transact(&message(1, BODY)).await;
+            let name = match expected {
+                'd' => "deferred",
+                'r' => "rejected",
+                'D' => "delivered",
+                _ => "unknown",
+            };
+            assert_eq!(names(&report), [name], "{step:?} {act:?}");
+            // DATA is the one command that 354 answers and 250 does not.
+            let kind = match (&act, step) {
+                (Act::Say(text), Step::Data) if text == "250" => "bad-peer",
+                (Act::Say(text), Step::Data) if text.starts_with("354") => "-",
+                _ => kind,
+            };
+            match &report.ended_by {
+                Some((at, cause)) => {
+                    assert_eq!(cause.kind(), kind, "{step:?} {act:?}");
+                    let stage = match step {
+                        Step::Mail => Stage::Mail,
+                        Step::Rcpt => Stage::Rcpt,
+                        Step::Data => Stage::Data,
+                        _ => Stage::Dot,
+                    };
+                    // Refused recipients leave nothing that could end the transaction but DATA.
+                    assert!(*at == stage, "{step:?} {act:?} ended at {at:?}");
+                }
+                // Each recipient was answered by itself.
+                None => assert!(kind == "-" || (step == Step::Rcpt && kind == "reply"), "{step:?} {act:?}"),
+            }
+            let closes = !matches!(kind, "-" | "reply") || matches!(act, Act::SayThenCut(_));
+            assert_eq!(report.connection == Fate::Close, closes, "{step:?} {act:?}");
+            assert_eq!(report.reached_final_dot, step == Step::Dot || expected == 'D', "{step:?} {act:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn whatever_happens_before_mail_is_a_failed_connection() {
+    for step in [Step::Greeting, Step::Ehlo] {
+        for (act, kind) in what_can_happen() {
+            let slow = matches!(act, Act::Hang | Act::Drip(..));
+            let server = Script::new().always(step, act.clone()).start().await;
+            let mut target = if slow { impatient(&server) } else { target_at(server.address) };
+            target.timeouts.connect = PATIENCE;
+            match Connection::open(&target).await {
+                Ok(_) => assert_eq!(kind, "-", "{step:?} {act:?}"),
+                Err(error) => {
+                    assert_eq!((error.cause.kind(), error.verdict().name()), (kind, "deferred"), "{step:?} {act:?}");
+                }
+            }
+            assert!(server.messages().is_empty());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_transaction_dropped_half_way_leaves_the_connection_unusable() {
     let server = Script::new().always(Step::Rcpt, Act::Hang).start().await;

@@ -508,7 +508,46 @@ mod tests {
         assert_eq!(scratch.capacity(), 0);
     }
 
+    /// Where a reader that takes CRLF, LF or CR for the end of a line, and a lone dot for the end of the message, stops.
+    fn laxest_end(octets: &[u8]) -> Option<usize> {
+        let mut start = 0;
+        while start < octets.len() {
+            let end = start + octets[start..].iter().position(|c| matches!(c, b'\r' | b'\n'))?;
+            let after = end + if octets[end..].starts_with(b"\r\n") { 2 } else { 1 };
+            if &octets[start..end] == b"." {
+                return Some(after);
+            }
+            start = after;
+        }
+        None
+    }
+
     proptest! {
+        /// What the front door takes has no bare CR or LF; with these alone even the laxest reader sees one message, and
+        /// a strict one gets what went in.
+        #[test]
+        fn what_is_written_is_one_message_even_to_the_laxest_reader(
+            lines in proptest::collection::vec("[.a \t]{0,4}|\\.|\\.\\.|\\.MAIL FROM:<x@y>", 0..12),
+            ended in any::<bool>(),
+            cut in 0usize..60,
+        ) {
+            let mut body = lines.join("\r\n").into_bytes();
+            if ended && !body.is_empty() {
+                body.extend_from_slice(b"\r\n");
+            }
+            let (first, second) = body.split_at(cut.min(body.len()));
+            let out = stuffed(&[first, second]);
+            prop_assert_eq!(laxest_end(&out), Some(out.len()), "{:?}", String::from_utf8_lossy(&out));
+            // RFC 5321 §4.5.2, read backwards.
+            let text = out.strip_suffix(b".\r\n").expect("the final dot");
+            let mut back = Vec::new();
+            for line in String::from_utf8_lossy(text).split_inclusive("\r\n") {
+                back.extend_from_slice(line.strip_prefix('.').unwrap_or(line).as_bytes());
+            }
+            let whole = body.is_empty() || body.ends_with(b"\r\n");
+            prop_assert_eq!(back, if whole { body } else { [body.as_slice(), b"\r\n"].concat() });
+        }
+
         #[test]
         fn stuffing_does_not_depend_on_the_chunks_and_is_undone_by_the_other_end(
             body in proptest::collection::vec(prop_oneof![Just(b'.'), Just(b'\r'), Just(b'\n'), Just(b'a')], 0..40),

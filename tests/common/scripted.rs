@@ -47,6 +47,8 @@ pub enum Act {
     Raw(Vec<u8>),
     /// Closes the connection.
     Cut,
+    /// Closes it with a reset, so that what is on its way is lost.
+    Reset,
     /// A reply, then closes.
     SayThenCut(String),
     /// Reads that many octets of the message, then closes. Only at [`Step::Body`].
@@ -235,8 +237,21 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().expect("no test panics inside")
 }
 
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Io for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Io for tokio_rustls::server::TlsStream<TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
 
 struct Session {
     script: Arc<Script>,
@@ -305,7 +320,8 @@ impl Session {
                     }
                 }
                 "RCPT" => {
-                    if self.answer(io, Step::Rcpt, "250 2.1.5 recipient ok").await? < 300 {
+                    let default = if mail.is_empty() { "503 5.5.1 no sender" } else { "250 2.1.5 recipient ok" };
+                    if self.answer(io, Step::Rcpt, default).await? < 300 {
                         rcpts.push(line);
                     }
                 }
@@ -406,6 +422,11 @@ impl Session {
                 Err(Ended)
             }
             Act::Cut => Err(Ended),
+            Act::Reset => {
+                let socket = socket2::SockRef::from(io.socket());
+                socket.set_linger(Some(Duration::ZERO)).expect("can be set");
+                Err(Ended)
+            }
             Act::Pause(pause) => {
                 tokio::time::sleep(pause).await;
                 Ok(0)

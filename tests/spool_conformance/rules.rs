@@ -16,6 +16,8 @@ on_both! {
     an_item_goes_out_at_once_only_when_nobody_waits,
     connections_are_taken_and_given_back_exactly,
     a_deadline_moves_an_item_to_the_legacy_server,
+    mail_falls_back_in_order_but_not_what_may_have_left_nor_what_is_not_due,
+    mail_without_a_deadline_falls_back_only_where_that_is_asked_for,
     expired_items_are_handed_out_to_fail_and_dead_letters_are_kept_for_their_time,
     a_report_is_stored_with_the_settle_that_caused_it,
     a_flush_makes_deferred_items_due_now,
@@ -287,6 +289,51 @@ fn a_deadline_moves_an_item_to_the_legacy_server<B: Backend>() {
     assert_eq!(moved.len(), 1);
     let item = &moved[0].item;
     assert_eq!((item.lane, item.reason, item.deadline, item.reservation), (LANE, Reason::MaxWait, None, None));
+    bench.check();
+}
+
+fn fall_back(undated: bool, most_items: usize) -> Chore {
+    Chore::FallBack { queue: Queue::New(LANE), streams: vec![STREAM], undated, most_items }
+}
+
+fn mail_falls_back_in_order_but_not_what_may_have_left_nor_what_is_not_due<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate { wait: Some(DAY), ..FixedGate::of(100) });
+    bench.put(1);
+    let maybe = bench.claim(1).remove(0);
+    bench.settle_all(&maybe, Fate::Unknown { due: bench.now });
+    bench.put(1);
+    for claimed in bench.claim(2) {
+        let fate = if claimed.item.maybe { Fate::Untouched } else { deferred(bench.now.after(HOUR)) };
+        bench.settle_all(&claimed, fate);
+    }
+    bench.put(2);
+    bench.put(3);
+    let (answer, done) = bench.chore(fall_back(false, 1));
+    assert_eq!((answer.items, answer.recipients), (1, 2), "the oldest first, one in a transaction");
+    assert_eq!(done.touched, [Touched { queue: Queue::Legacy, stream: STREAM, due: bench.now }]);
+    let (answer, _) = bench.chore(fall_back(false, 9));
+    assert_eq!((answer.items, answer.recipients), (1, 3));
+    assert_eq!(bench.chore(fall_back(true, 9)).0.items, 0, "neither what may have left nor what waits for its time");
+    let moved = bench.claim_from(Queue::Legacy, &[STREAM], 9).handed;
+    assert_eq!(moved.iter().map(|c| c.item.recipients()).collect::<Vec<_>>(), [2, 3]);
+    for claimed in &moved {
+        let item = &claimed.item;
+        assert_eq!((item.lane, item.reason, item.deadline, item.reservation), (LANE, Reason::Fallback, None, None));
+    }
+    bench.now = bench.now.after(HOUR);
+    assert_eq!(bench.chore(fall_back(false, 9)).0.items, 1, "its time has come");
+    bench.check();
+}
+
+fn mail_without_a_deadline_falls_back_only_where_that_is_asked_for<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate { wait: None, ..FixedGate::of(0) });
+    let messages = [bench.put(1), bench.put(2)];
+    assert_eq!(bench.chore(fall_back(false, 9)).0, ChoreAnswer::default());
+    assert!(bench.items().iter().all(|i| i.queue == Queue::New(LANE)));
+    let (answer, _) = bench.chore(fall_back(true, 9));
+    assert_eq!((answer.items, answer.recipients), (2, 3));
+    let moved = bench.claim_from(Queue::Legacy, &[STREAM], 9).handed;
+    assert_eq!(moved.iter().map(|c| c.item.message).collect::<Vec<_>>(), messages);
     bench.check();
 }
 
