@@ -93,7 +93,7 @@ fn a_database_that_is_none_ends_the_start_and_is_left_alone() {
     let garbage = "not a database, but somebody's only copy of something\n".repeat(100);
     fs::write(folder.path().join("data/spool.db"), &garbage).unwrap();
     let ended = refused(folder.path(), &settings(folder.path()).text());
-    says(&ended, IO, &["the spool cannot be opened"]);
+    says(&ended, IO, &["the database spool.db is damaged", "keep a copy of the data directory"]);
     assert_eq!(fs::read_to_string(folder.path().join("data/spool.db")).unwrap(), garbage);
 }
 

@@ -334,7 +334,7 @@ pub struct Overflow {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QueueSettings {
-    /// From the first attempt until a recipient fails; waiting for a token does not use it up.
+    /// From when only the server keeps it waiting until a recipient fails; waiting for a token does not use it up.
     #[serde(deserialize_with = "de::<Span, _>")]
     pub max_age: Duration,
     /// Delay after the n-th failed attempt; the last one repeats. Never empty.

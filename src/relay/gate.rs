@@ -33,13 +33,19 @@ pub struct WarmupGate {
     calendar: Calendar,
     /// By stream id.
     streams: Vec<StreamRules>,
+    life: Option<Duration>,
 }
 
 impl WarmupGate {
     /// `streams` by id, the last resort first; at least one.
     pub fn new(rules: Option<Rules>, calendar: Calendar, streams: Vec<StreamRules>) -> Self {
         assert!(!streams.is_empty(), "there is always the stream of last resort");
-        WarmupGate { rules, calendar, streams }
+        WarmupGate { rules, calendar, streams, life: None }
+    }
+
+    /// The same, for mail that waits for a server at most so long.
+    pub fn with_life(self, life: Duration) -> Self {
+        WarmupGate { life: Some(life), ..self }
     }
 
     /// The settings of the ramp.
@@ -237,6 +243,10 @@ impl Gate for WarmupGate {
             }
         };
         Some(Turn { span, lanes: self.records(ledger, span.day) })
+    }
+
+    fn life(&self) -> Option<Duration> {
+        self.life
     }
 
     fn span_at(&self, now: Timestamp) -> Option<DaySpan> {

@@ -429,7 +429,7 @@ fn waiting_lines(ledger: &Ledger) -> Vec<(Queue, StreamId)> {
 pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
     let calendar = Calendar::new(settings.timezone.clone());
     let Some(warmup) = &settings.warmup else {
-        return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]));
+        return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]).with_life(settings.queue.max_age));
     };
     let wrong = |error: &dyn std::error::Error| StartError::Settings(format!("[warmup]: {error}"));
     let overflow = match warmup.overflow.policy {
@@ -458,7 +458,7 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
         ..Rules::default()
     };
     rules.check(&[], &[stream]).map_err(|e| wrong(&e))?;
-    Ok(WarmupGate::new(Some(rules), calendar, vec![stream]))
+    Ok(WarmupGate::new(Some(rules), calendar, vec![stream]).with_life(settings.queue.max_age))
 }
 
 fn clock_times(opens_minute: u16, closes_minute: u16) -> String {

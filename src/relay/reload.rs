@@ -8,6 +8,7 @@
 //! refused here together with everything that came with it. The ledger and today's limit stay as they are.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
@@ -73,6 +74,10 @@ impl Gate for LiveGate {
 
     fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant {
         self.0.load().grant(ledger, ask, now)
+    }
+
+    fn life(&self) -> Option<Duration> {
+        self.0.load().life()
     }
 
     fn span_at(&self, now: Timestamp) -> Option<DaySpan> {
@@ -258,10 +263,10 @@ mod tests {
     fn what_needs_a_restart_is_named_with_file_line_and_key() {
         let old = loaded(BASE).settings;
         let cases = [
-            ("data_dir = \"x\"\n", "m.toml:1:1  `data_dir`"),
-            ("http = { bind = \"127.0.0.1:1\" }\n", "m.toml:1:10  `http.bind`"),
-            ("log = { format = \"json\" }\n", "m.toml:1:9  `log.format`"),
-            ("[[listeners]]\nbind = \"127.0.0.1:1\"\nallow_from = [\"::1\"]\n", "m.toml:2:1  `listeners[0].bind`"),
+            ("data_dir = \"x\"\n", "m.toml:1:12  `data_dir`"),
+            ("http = { bind = \"127.0.0.1:1\" }\n", "m.toml:1:17  `http.bind`"),
+            ("log = { format = \"json\" }\n", "m.toml:1:18  `log.format`"),
+            ("[[listeners]]\nbind = \"127.0.0.1:1\"\nallow_from = [\"::1\"]\n", "m.toml:2:8  `listeners[0].bind`"),
         ];
         for (text, expected) in cases {
             let faults = needs_restart(&old, &loaded(&format!("{text}{BASE}")));

@@ -4,7 +4,7 @@
 //! What is on the wire is left alone, and so is the route of what may have been delivered already. Tokens are not
 //! touched: nothing here is in flight. Each step is written to the audit in the transaction that does it.
 
-use super::engine::{Spool, Work};
+use super::engine::{Spool, Work, begin_life};
 use super::item::{Item, ItemId, State};
 use super::{ChoreAnswer, SpoolError, Store};
 use crate::message::{Queue, QueueId, Reason, Recipient, Route, Timestamp};
@@ -203,6 +203,7 @@ impl<S: Store> Spool<S> {
         }
         revive(&mut item, work.now);
         (item.state, item.due) = (self.waiting_state(item.queue), work.now);
+        begin_life(&mut item, work);
         if whole {
             self.replace(&old, &item)?;
         } else {

@@ -260,6 +260,7 @@ impl<S: Store> Spool<S> {
         let mut placed = Vec::with_capacity(items.len());
         for mut item in items {
             item.body = body;
+            begin_life(&mut item, work);
             self.store.insert(&item)?;
             self.ledger.enter(&item);
             placed.push(Placed {
@@ -523,7 +524,9 @@ impl<S: Store> Spool<S> {
             let beyond = total.and_then(|t| Some(t.today.sent.saturating_sub(t.record.limit?))).unwrap_or(0);
             work.done.overrun_recipients += beyond.min(relayed);
         }
-        let mut rest = self.remainders(settle, work.now).into_iter();
+        let mut rest = self.remainders(settle, work.now);
+        rest.iter_mut().for_each(|item| begin_life(item, work));
+        let mut rest = rest.into_iter();
         match rest.next() {
             None => {
                 self.store.remove(old.id)?;
@@ -618,6 +621,7 @@ impl<S: Store> Spool<S> {
             let mut item = old.clone();
             (item.queue, item.state, item.reason) = (Queue::Legacy, State::Ready, Reason::MaxWait);
             (item.due, item.deadline) = (work.now, None);
+            begin_life(&mut item, work);
             self.replace(&old, &item)?;
             work.touch(&item);
             answer.items += 1;
@@ -651,6 +655,7 @@ impl<S: Store> Spool<S> {
                 let mut item = old.clone();
                 (item.queue, item.state, item.reason) = (Queue::Legacy, State::Ready, Reason::Fallback);
                 (item.due, item.deadline) = (work.now, None);
+                begin_life(&mut item, work);
                 self.replace(&old, &item)?;
                 work.touch(&item);
                 answer.items += 1;
@@ -754,6 +759,14 @@ impl<S: Store> Spool<S> {
         self.ledger
             .totals()
             .all(|(q, _, state, total)| q != queue || total.items == 0 || !matches!(state, State::Ready | State::Held))
+    }
+}
+
+/// Mail that waits for no token waits for its server, so its life begins here: a server that never answers would otherwise
+/// keep it for ever without an attempt. Elsewhere a life begins with the first attempt.
+pub(super) fn begin_life(item: &mut Item, work: &Work<'_>) {
+    if item.state == State::Ready && item.expires.is_none() {
+        item.expires = work.gate.life().map(|life| work.now.after(life));
     }
 }
 

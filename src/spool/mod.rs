@@ -149,6 +149,8 @@ pub trait Gate: Send + Sync {
     fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission;
     /// How many of the asked-for recipients may leave by `new` now.
     fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant;
+    /// How long mail may wait for a server; `None`: for ever.
+    fn life(&self) -> Option<Duration>;
     /// The day that `now` lies in; `None` where days do not follow the clock.
     fn span_at(&self, _now: Timestamp) -> Option<DaySpan> {
         None

@@ -336,6 +336,8 @@ pub struct FixedGate {
     pub wait: Option<Duration>,
     /// Recipients of a part that are admitted to `new`.
     pub admitted: u64,
+    /// How long what needs no token may wait.
+    pub life: Option<Duration>,
 }
 
 impl FixedGate {
@@ -347,6 +349,7 @@ impl FixedGate {
             spacing: None,
             wait: None,
             admitted: u64::MAX,
+            life: None,
         }
     }
 
@@ -372,6 +375,10 @@ impl FixedGate {
 }
 
 impl Gate for FixedGate {
+    fn life(&self) -> Option<Duration> {
+        self.life
+    }
+
     fn span_at(&self, now: Timestamp) -> Option<DaySpan> {
         let day = Day(now.seconds().div_euclid(86_400) as i32);
         let starts = Timestamp::from_seconds(i64::from(day.0) * 86_400);

@@ -18,6 +18,7 @@ on_both! {
     a_deadline_moves_an_item_to_the_legacy_server,
     mail_falls_back_in_order_but_not_what_may_have_left_nor_what_is_not_due,
     mail_without_a_deadline_falls_back_only_where_that_is_asked_for,
+    the_life_of_mail_that_needs_no_token_begins_when_it_waits_for_its_server,
     expired_items_are_handed_out_to_fail_and_dead_letters_are_kept_for_their_time,
     a_report_is_stored_with_the_settle_that_caused_it,
     a_flush_makes_deferred_items_due_now,
@@ -335,6 +336,28 @@ fn mail_without_a_deadline_falls_back_only_where_that_is_asked_for<B: Backend>()
     let moved = bench.claim_from(Queue::Legacy, &[STREAM], 9).handed;
     assert_eq!(moved.iter().map(|c| c.item.message).collect::<Vec<_>>(), messages);
     bench.check();
+}
+
+fn the_life_of_mail_that_needs_no_token_begins_when_it_waits_for_its_server<B: Backend>() {
+    let mut bench = Bench::<B>::new(FixedGate { life: Some(DAY), wait: Some(HOUR), ..FixedGate::of(0) });
+    bench.put(1);
+    assert_eq!(bench.items()[0].expires, None, "waiting for a token does not use it up");
+    bench.now = bench.now.after(HOUR);
+    bench.chore(Chore::MoveOverdue { most_items: 9 });
+    let end = bench.now.after(DAY);
+    assert_eq!(bench.items()[0].expires, Some(end), "handed to the legacy server, which never answers");
+    bench.now = bench.now.after(HOUR);
+    let claimed = bench.claim_from(Queue::Legacy, &[STREAM], 9).handed.remove(0);
+    bench.settle_all(&claimed, Fate::Untouched);
+    assert_eq!(bench.items()[0].expires, Some(end), "no connection after all: it goes on");
+    bench.now = end;
+    let (answer, done) = bench.chore(Chore::TakeExpired { most_items: 9 });
+    assert_eq!((answer.items, done.expired.len()), (1, 1));
+    bench.check();
+
+    let mut bench = Bench::<B>::new(FixedGate { life: Some(DAY), ..FixedGate::unmetered() });
+    bench.put(1);
+    assert_eq!(bench.items()[0].expires, Some(bench.now.after(DAY)));
 }
 
 fn expired_items_are_handed_out_to_fail_and_dead_letters_are_kept_for_their_time<B: Backend>() {
