@@ -3,7 +3,7 @@
 //! One loop decides; one task per open connection sends. There is no task, timer or entry per queued message. A claim
 //! is only made for connections that stand ready, so tokens are not reserved for a next hop that cannot be reached.
 //! While the new server cannot be reached, its waiting mail goes to the legacy server by rule, and one probe at a time
-//! finds out when it is back. What a connection does with its claims is in [`super::sending`].
+//! finds out when it is back. What a connection does with its claims is in `sending`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

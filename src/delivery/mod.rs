@@ -5,7 +5,7 @@
 //! (reports an hour), [`settle`] (what the spool writes after an attempt), [`schedule`] (which lines are worth a claim), [`breaker`] (which next hops are worth a connection),
 //! [`fallback`] (which failures let the other route take the mail), [`cap`] (recipients a minute). Doing I/O:
 //! [`session`] (one stream, replies one by one), [`tls`] (connectors), [`opening`] (from name to login), [`client`] (one
-//! transaction after the other), [`pool`] (connections of a route), [`dispatcher`] (the loop), [`sending`] (the life of a
+//! transaction after the other), [`pool`] (connections of a route), [`dispatcher`] (the loop), `sending` (the life of a
 //! connection), [`account`] (what is counted and logged).
 //!
 //! Promises: every recipient gets its own verdict; *unknown* is said only when the final dot may have been written

@@ -1,7 +1,7 @@
 //! What the client wants its sender to hear (RFC 3461): NOTIFY, ORCPT and ENVID, read from the parameters as received.
 //!
 //! The parameters themselves are never rewritten; they are passed on, octet by octet, to a next hop that offers DSN.
-//! One word of our own may stand behind them, [`TOLD_OF_DELAY`]; it is never written to a next hop. Plain.
+//! One word of our own may stand behind them, `TOLD_OF_DELAY`; it is never written to a next hop. Plain.
 
 use bytes::Bytes;
 

@@ -1,5 +1,5 @@
 //! What the relay tells the admin plane: one snapshot of the ledger, the pools and the disk. The queue is next door, in
-//! [`super::queue`].
+//! `relay::queue`.
 
 use std::any::Any;
 use std::sync::Arc;

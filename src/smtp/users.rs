@@ -1,8 +1,8 @@
 //! Checks logins against the users file, two at a time.
 //!
 //! A check costs tens of milliseconds of a processor and 19 MiB with the defaults, so it runs on a thread that may block,
-//! at most [`CHECKS_AT_ONCE`] do, and at most [`LINE_MOST`] logins wait; more are told to try again. A password that was
-//! right is remembered for [`REMEMBERED`] as a keyed hash, never as itself, so an application that logs in for each message
+//! at most `CHECKS_AT_ONCE` do, and at most `LINE_MOST` logins wait; more are told to try again. A password that was
+//! right is remembered for `REMEMBERED` as a keyed hash, never as itself, so an application that logs in for each message
 //! pays once. An address that guesses is kept out ([`super::guessing`]).
 //!
 //! Promises: an unknown user costs as much as a known one; nothing of a password is logged; new users take effect for the

@@ -7,7 +7,7 @@
 //! One algorithm ([`Spool`]) over one trait of rows ([`Store`]): in memory for tests and simulations, SQLite with body
 //! segments for real. It knows nothing of curves: the [`Gate`] it is handed decides, inside the transaction.
 //!
-//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`], [`restored`]. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`],
+//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`], `restored`. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`],
 //! [`identity`], [`backup`].
 
 pub mod backup;
