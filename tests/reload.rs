@@ -71,7 +71,7 @@ fn new_limits_hold_for_new_connections_and_open_sessions_go_on_as_they_began() {
 #[test]
 fn a_mistake_leaves_everything_as_it_was_and_is_named_with_file_line_and_key() {
     let folder = tempfile::tempdir().unwrap();
-    let mut settings = settings(folder.path(), "192.0.2.1:25".parse().unwrap());
+    let mut settings = settings(folder.path(), "127.0.0.1:9".parse().unwrap());
     let config = settings.save(folder.path());
     let relay = Running::start(&config);
     let successful = || relay.metric("mailramp_config_last_reload_successful");
@@ -103,7 +103,7 @@ fn a_mistake_leaves_everything_as_it_was_and_is_named_with_file_line_and_key() {
 #[test]
 fn what_needs_a_restart_is_refused_with_all_that_came_with_it() {
     let folder = tempfile::tempdir().unwrap();
-    let mut settings = settings(folder.path(), "192.0.2.1:25".parse().unwrap()).limit(10, "policy = \"hold\"");
+    let mut settings = settings(folder.path(), "127.0.0.1:9".parse().unwrap()).limit(10, "policy = \"hold\"");
     let config = settings.save(folder.path());
     let relay = Running::start(&config);
     settings.smtp = "[smtp.limits]\nmessage = \"1MB\"\n".into();

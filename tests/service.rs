@@ -142,7 +142,7 @@ fn a_stop_lets_messages_and_deliveries_under_way_end_and_exits_with_0() {
 #[test]
 fn a_second_signal_ends_the_wait_of_the_first() {
     let folder = tempfile::tempdir().unwrap();
-    let mut settings = Settings::new(folder.path(), "192.0.2.1:25".parse().unwrap(), None);
+    let mut settings = Settings::new(folder.path(), "127.0.0.1:9".parse().unwrap(), None);
     settings.smtp = "stop_grace = \"1h\"\n".into();
     let config = settings.save(folder.path());
     let relay = Running::start(&config);

@@ -20,11 +20,11 @@ const RAMP: &str = "[warmup]\ntarget = 1000\n";
 
 /// Next hops that no test here speaks to.
 fn nowhere(port: u16) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], port))
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 fn settings(folder: &Path) -> Settings {
-    let mut settings = Settings::new(folder, nowhere(25), Some(nowhere(26)));
+    let mut settings = Settings::new(folder, nowhere(9), Some(nowhere(11)));
     settings.warmup = RAMP.into();
     settings
 }
@@ -58,7 +58,7 @@ fn place(text: &str, key: &str) -> String {
 #[test]
 fn settings_without_the_new_server_end_with_78_and_name_file_and_key() {
     let folder = tempfile::tempdir().unwrap();
-    let text = settings(folder.path()).text().replace("[new]\nhost = \"192.0.2.1:25\"\n", "");
+    let text = settings(folder.path()).text().replace("[new]\nhost = \"127.0.0.1:9\"\n", "");
     says(&refused(folder.path(), &text), CONFIG, &["mailramp.toml", "`new.host`", "is missing"]);
     assert!(!folder.path().join("data").exists(), "nothing is made for settings that cannot be used");
 }
@@ -137,7 +137,7 @@ fn a_next_hop_that_is_ourselves_ends_with_78() {
         for host in [ourselves.to_string(), format!("localhost:{}", ourselves.port())] {
             let mut settings = settings(folder.path());
             settings.bind = ourselves.to_string();
-            let other = if section == "new" { nowhere(25) } else { nowhere(26) };
+            let other = if section == "new" { nowhere(9) } else { nowhere(11) };
             let text = settings.text().replace(&other.to_string(), &host);
             let key = format!("`{section}.host`");
             says(&refused(folder.path(), &text), CONFIG, &["mailramp.toml:", &key, "one of our own listeners"]);
@@ -194,14 +194,14 @@ fn a_next_hop_that_is_our_own_listener_in_disguise_ends_with_78_and_says_how_to_
     let mut settings = settings(folder.path());
     settings.bind = listener.to_string();
     let ours = format!("[::ffff:127.0.0.1]:{}", listener.port());
-    for (section, address) in [("new", nowhere(25)), ("legacy", nowhere(26))] {
+    for (section, address) in [("new", nowhere(9)), ("legacy", nowhere(11))] {
         let text = settings.text().replace(&format!("\"{address}\""), &format!("\"{ours}\""));
         let words = [&format!("[{section}] host ")[..], "our own listener", "would go round", "`bind`"];
         says(&refused(folder.path(), &text), CONFIG, &words);
     }
     let text = settings
         .text()
-        .replace(&format!("\"{}\"", nowhere(25)), &format!("\"[::ffff:127.0.0.1]:{}\"", free_port().port()));
+        .replace(&format!("\"{}\"", nowhere(9)), &format!("\"[::ffff:127.0.0.1]:{}\"", free_port().port()));
     fs::write(folder.path().join("mailramp.toml"), text).unwrap();
     Running::start(&folder.path().join("mailramp.toml")).stop();
 }
