@@ -29,6 +29,8 @@ const CONNECTIONS: usize = 6;
 const IN_SEGMENT_EVERY: u64 = 10;
 const IN_FILE_EVERY: u64 = 400;
 const SEVERAL_RECIPIENTS_EVERY: u64 = 5;
+/// Messages by which a queue must get shorter within [`PATIENCE`].
+const DRAIN_STEP: u64 = 10_000;
 
 /// Start to greeting after a kill, median and worst: what we want to reach on a machine that does nothing else.
 const GREETING_GOALS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
@@ -301,11 +303,18 @@ fn waiting(status: &serde_json::Value, states: &[&str]) -> u64 {
     states.iter().map(|state| status["queue"][state]["messages"].as_u64().expect("a number")).sum()
 }
 
-/// Until nothing waits in these states.
+/// Until nothing waits in these states. A long campaign leaves a long queue, so patience is for each part of it.
 async fn drained(relay: Running, states: &'static [&'static str]) -> Running {
     blocking(move || {
-        let empty = || waiting(&relay.status(), states) == 0;
-        process::until("the queue drains", empty, || format!("{:#}", relay.status()));
+        let mut left = waiting(&relay.status(), states);
+        while left > 0 {
+            let goal = left.saturating_sub(DRAIN_STEP);
+            let shorter = || {
+                left = waiting(&relay.status(), states);
+                left <= goal
+            };
+            process::until("the queue drains", shorter, || format!("{:#}", relay.status()));
+        }
         relay
     })
     .await
