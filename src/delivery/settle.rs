@@ -30,7 +30,7 @@ const UNDEFINED: EnhancedCode = EnhancedCode(5, 0, 0);
 pub struct SettleRules {
     /// When to try again.
     pub retry: RetrySchedule,
-    /// `queue.max_age`, from the first attempt.
+    /// `queue.max_age`, from the first attempt where it has not begun before.
     pub max_age: Duration,
     /// What senders are told.
     pub reports: ReportRules,

@@ -618,14 +618,7 @@ impl<S: Store> Spool<S> {
     fn move_overdue(&mut self, most: usize, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
         let mut answer = ChoreAnswer::default();
         for old in self.store.overdue(work.now, most)? {
-            let mut item = old.clone();
-            (item.queue, item.state, item.reason) = (Queue::Legacy, State::Ready, Reason::MaxWait);
-            (item.due, item.deadline) = (work.now, None);
-            begin_life(&mut item, work);
-            self.replace(&old, &item)?;
-            work.touch(&item);
-            answer.items += 1;
-            answer.recipients += item.recipients();
+            self.give_to_legacy(&old, Reason::MaxWait, &mut answer, work)?;
         }
         answer.next = self.store.overdue(Timestamp::NEVER, 1)?.first().and_then(|i| i.deadline);
         Ok(answer)
@@ -652,17 +645,29 @@ impl<S: Store> Spool<S> {
                 found = self.store.due(queue, stream, work.now, room * FALL_BACK_DEPTH)?;
             }
             for old in found.into_iter().filter(may).take(room) {
-                let mut item = old.clone();
-                (item.queue, item.state, item.reason) = (Queue::Legacy, State::Ready, Reason::Fallback);
-                (item.due, item.deadline) = (work.now, None);
-                begin_life(&mut item, work);
-                self.replace(&old, &item)?;
-                work.touch(&item);
-                answer.items += 1;
-                answer.recipients += item.recipients();
+                self.give_to_legacy(&old, Reason::Fallback, &mut answer, work)?;
             }
         }
         Ok(answer)
+    }
+
+    /// The legacy server takes what waited for the new one.
+    fn give_to_legacy(
+        &mut self,
+        old: &Item,
+        reason: Reason,
+        answer: &mut ChoreAnswer,
+        work: &mut Work<'_>,
+    ) -> Result<(), SpoolError> {
+        let mut item = old.clone();
+        (item.queue, item.state, item.reason) = (Queue::Legacy, State::Ready, reason);
+        (item.due, item.deadline) = (work.now, None);
+        begin_life(&mut item, work);
+        self.replace(old, &item)?;
+        work.touch(&item);
+        answer.items += 1;
+        answer.recipients += item.recipients();
+        Ok(())
     }
 
     fn take_expired(&mut self, most: usize, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
