@@ -305,6 +305,23 @@ pub struct LaneRecord {
     pub stalled_run: u32,
 }
 
+impl LaneRecord {
+    /// At the foot of the curve, without a limit.
+    pub const fn unmetered(lane: LaneId) -> Self {
+        LaneRecord {
+            lane,
+            stage: 0,
+            limit: None,
+            share: 1.0,
+            braked_run: 0,
+            last_braked: None,
+            complete_run: 0,
+            complete: false,
+            stalled_run: 0,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -178,17 +178,7 @@ impl Warning {
 pub fn plan(case: &Case<'_>) -> Plan {
     let (rules, target) = (case.rules, case.rules.target);
     let first = rules.start.unwrap_or_default();
-    let mut lane = LaneRecord {
-        lane: LaneId::TOTAL,
-        stage: 0,
-        limit: None,
-        share: 1.0,
-        braked_run: 0,
-        last_braked: None,
-        complete_run: 0,
-        complete: false,
-        stalled_run: 0,
-    };
+    let mut lane = LaneRecord::unmetered(LaneId::TOTAL);
     let mut history: Vec<DayRecord> = Vec::new();
     let mut plan = Plan { days: Vec::new(), full_on: None, warnings: Vec::new() };
     let mut waiting = 0u64;

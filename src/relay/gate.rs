@@ -179,7 +179,7 @@ impl WarmupGate {
     fn records(&self, ledger: &Ledger, today: Day) -> Vec<LaneRecord> {
         let record = |rules: &Rules| {
             let known = ledger.lane(LaneId::TOTAL);
-            let fresh = unmetered(LaneId::TOTAL);
+            let fresh = LaneRecord::unmetered(LaneId::TOTAL);
             let lane = known.map_or(&fresh, |l| &l.record);
             let history: Vec<DayRecord> =
                 known.iter().flat_map(|l| l.history.iter().chain([&l.today])).copied().collect();
@@ -190,7 +190,7 @@ impl WarmupGate {
         match &self.rules {
             Some(rules) => vec![record(rules)],
             None => {
-                let known = ledger.lane(LaneId::TOTAL).map_or(unmetered(LaneId::TOTAL), |l| l.record);
+                let known = ledger.lane(LaneId::TOTAL).map_or(LaneRecord::unmetered(LaneId::TOTAL), |l| l.record);
                 vec![LaneRecord { limit: None, ..known }]
             }
         }
@@ -209,20 +209,6 @@ impl WarmupGate {
                 }
             }
         }
-    }
-}
-
-fn unmetered(lane: LaneId) -> LaneRecord {
-    LaneRecord {
-        lane,
-        stage: 0,
-        limit: None,
-        share: 1.0,
-        braked_run: 0,
-        last_braked: None,
-        complete_run: 0,
-        complete: false,
-        stalled_run: 0,
     }
 }
 
