@@ -25,8 +25,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["clock", "dns", "log", "message", "metrics", "policy::RetrySchedule", "policy::retry", "reply", "spool"],
     ),
     ("admin", &["clock", "log", "message", "metrics", "reply"]),
-    // Of the policy only what a curve is: a settings file names one.
-    ("config", &["clock", "message", "policy::Curve", "policy::Presets", "policy::presets"]),
+    // Of the policy only what a settings file names: a curve, and which mail a stream is.
+    (
+        "config",
+        &[
+            "clock",
+            "message",
+            "policy::Curve",
+            "policy::Presets",
+            "policy::classify",
+            "policy::mailbox",
+            "policy::presets",
+        ],
+    ),
     // The place that joins the concrete pieces.
     (
         "relay",
@@ -71,6 +82,7 @@ const PLAIN: &[&str] = &[
     "smtp/session.rs",
     "smtp/session/",
     "smtp/settings.rs",
+    "smtp/tag.rs",
     "smtp/user_file.rs",
     "spool/mod.rs",
     "spool/by_hand.rs",
@@ -97,10 +109,12 @@ const PLAIN: &[&str] = &[
     "admin/fake.rs",
     "admin/queue.rs",
     "relay/gate.rs",
+    "relay/streams.rs",
     "config/choices.rs",
     "config/keys.rs",
     "config/model.rs",
     "config/show.rs",
+    "config/streams.rs",
     "config/strict.rs",
     "config/tables.rs",
     "config/validate.rs",

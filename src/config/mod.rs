@@ -13,6 +13,7 @@ mod keys;
 mod load;
 mod model;
 mod show;
+mod streams;
 mod strict;
 mod tables;
 mod validate;
@@ -110,7 +111,8 @@ pub struct Loaded {
     pub name: String,
     /// Secrets are not in here.
     effective: BTreeMap<String, (values::Raw, Origin)>,
-    listeners: usize,
+    /// How many tables each array has.
+    tables: BTreeMap<&'static str, usize>,
 }
 
 impl Loaded {
