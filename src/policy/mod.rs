@@ -47,7 +47,7 @@ pub use pace::{OpenHours, Pace, Window};
 pub use presets::{Preset, Presets};
 pub use provider::{Operator, Provider, Providers};
 pub use retry::RetrySchedule;
-pub use signal::{Signal, Signals};
+pub use signal::{Signal, Signals, StageStep};
 pub use stage::{Boundary, NextDay, Step};
 pub use state::{Refusals, StallReason, State};
 pub use stream::{Overflow, StreamRoute, StreamRules};
