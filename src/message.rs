@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::Deserialize;
 
 pub const NANOS_PER_SECOND: i64 = 1_000_000_000;
 /// Length of a ledger slot: a quarter of an hour.
@@ -207,10 +208,12 @@ pub enum Reason {
     Manual,
     /// The machine's clock cannot be right, so nobody knows what the limit leaves.
     Clock,
+    /// An operator has stopped the new server.
+    Paused,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 8] = [
+    pub const ALL: [Reason; 9] = [
         Reason::InQuota,
         Reason::OverQuota,
         Reason::MaxWait,
@@ -219,6 +222,7 @@ impl Reason {
         Reason::Fallback,
         Reason::Manual,
         Reason::Clock,
+        Reason::Paused,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -231,6 +235,7 @@ impl Reason {
             Reason::Fallback => "fallback",
             Reason::Manual => "manual",
             Reason::Clock => "clock",
+            Reason::Paused => "paused",
         }
     }
 }
@@ -239,6 +244,118 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// How much a lane may do while its provider asks for less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BrakeLevel {
+    #[default]
+    Open,
+    /// A part of the pace.
+    Slow,
+    /// Nothing, until a time.
+    Suspended,
+    /// Nothing, until a person acts.
+    Paused,
+}
+
+impl BrakeLevel {
+    /// In the order of their stored code.
+    pub const ALL: [BrakeLevel; 4] = [BrakeLevel::Open, BrakeLevel::Slow, BrakeLevel::Suspended, BrakeLevel::Paused];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            BrakeLevel::Open => "open",
+            BrakeLevel::Slow => "slow",
+            BrakeLevel::Suspended => "suspended",
+            BrakeLevel::Paused => "paused",
+        }
+    }
+}
+
+/// What the ramp does with a lane's stage at the end of a braked day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StageStep {
+    #[default]
+    None,
+    Hold,
+    Back,
+    BackTwo,
+    /// Stands until a person acts.
+    Freeze,
+}
+
+impl StageStep {
+    /// In the order of their stored code.
+    pub const ALL: [StageStep; 5] =
+        [StageStep::None, StageStep::Hold, StageStep::Back, StageStep::BackTwo, StageStep::Freeze];
+}
+
+/// A lane's brake, as it is stored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BrakeRecord {
+    /// As it was put on; what is left of it at a later time is for the policy to say.
+    pub level: BrakeLevel,
+    /// The last time it was put on harder.
+    pub since: Timestamp,
+    /// When `level` ends. Without meaning while open or paused.
+    pub until: Timestamp,
+    /// The strongest that was asked for since the day began.
+    pub step: StageStep,
+    /// On at any time since the day began: the day cannot count.
+    pub touched: bool,
+    /// What put it on, one printable line.
+    pub reason: String,
+}
+
+/// An operator has stopped the new server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    pub since: Timestamp,
+    /// User id of who did it.
+    pub actor: u32,
+    pub reason: String,
+}
+
+/// Where a stream's mail goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StreamWay {
+    /// Stays on the old server; takes no part in the ramp.
+    Legacy,
+    /// By the new server as far as the limit allows.
+    #[default]
+    Ramp,
+    /// Only by the new server, with the first claim on its tokens, but never beyond the limit.
+    New,
+}
+
+impl StreamWay {
+    /// In the order of their stored code.
+    pub const ALL: [StreamWay; 3] = [StreamWay::Legacy, StreamWay::Ramp, StreamWay::New];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            StreamWay::Legacy => "legacy",
+            StreamWay::Ramp => "ramp",
+            StreamWay::New => "new",
+        }
+    }
+}
+
+/// An operator has moved a stream, now or for a time to come. Stands over the settings until it is undone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamMove {
+    /// Rises in the order in which moves were told.
+    pub id: i64,
+    pub to: StreamWay,
+    /// From when on.
+    pub at: Timestamp,
+    /// When it was told.
+    pub told: Timestamp,
+    /// User id of who did it.
+    pub actor: u32,
+    pub reason: String,
 }
 
 /// One recipient as the client named it (RFC 5321 §4.1.1.3).

@@ -91,6 +91,7 @@ const PLAIN: &[&str] = &[
     "spool/ledger.rs",
     "spool/memory.rs",
     "spool/restored.rs",
+    "spool/standing.rs",
     "delivery/mod.rs",
     "delivery/breaker.rs",
     "delivery/budget.rs",

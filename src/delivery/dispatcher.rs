@@ -275,9 +275,10 @@ impl Dispatcher {
 
     fn chores(&self) -> impl Iterator<Item = Chore> {
         // Without a legacy server nothing may be moved to it, whatever deadline an item was stored with.
-        let overdue = self.legacy.is_some().then_some(Chore::MoveOverdue { most_items: CHORE_MOST });
+        let overdue = [Chore::GiveBack { most_items: CHORE_MOST }, Chore::MoveOverdue { most_items: CHORE_MOST }];
+        let overdue = overdue.into_iter().filter(|_| self.legacy.is_some());
         let rest = [Chore::TakeExpired { most_items: CHORE_MOST }, Chore::DropDead { most_items: CHORE_MOST }];
-        overdue.into_iter().chain(rest)
+        overdue.chain(rest)
     }
 
     /// Claims for the connections that stand ready; opens more when there is more to do. Returns the items claimed.

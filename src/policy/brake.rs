@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::pace::Pace;
 use super::signal::{Action, Class, Scope, Signal, StageStep};
 use super::{Closed, Rules};
+pub use crate::message::BrakeLevel as Level;
 use crate::message::{Reason, Timestamp};
 
 /// `warmup.brake`.
@@ -54,19 +55,6 @@ pub struct Attempt<'a> {
     pub deferred: bool,
     /// What its reply means, if a rule knows.
     pub signal: Option<&'a Signal>,
-}
-
-/// How much a lane may do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Level {
-    #[default]
-    Open,
-    /// A part of the pace.
-    Slow,
-    /// Nothing, until a time.
-    Suspended,
-    /// Nothing, until a person acts.
-    Paused,
 }
 
 /// A lane's brake. Bounded, whatever the replies.

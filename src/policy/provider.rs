@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::rule_file::{self, Faults, FileFault};
+use crate::message::LaneId;
 
 /// The operators of the program.
 pub const EMBEDDED: &str = include_str!("../../conf/providers.toml");
@@ -42,6 +43,16 @@ impl Provider {
         Provider::Mimecast,
         Provider::Other,
     ];
+
+    /// Its lane: from 1, since 0 is the total.
+    pub const fn lane(self) -> LaneId {
+        LaneId(self as u16 + 1)
+    }
+
+    /// Whose lane it is; `None` for the total, and for a lane that nobody has.
+    pub fn of_lane(lane: LaneId) -> Option<Provider> {
+        Provider::ALL.get(usize::from(lane.0).checked_sub(1)?).copied()
+    }
 
     /// The word for settings, pages and metrics.
     pub const fn name(self) -> &'static str {

@@ -14,6 +14,7 @@ use toml::Spanned;
 
 use super::provider::Providers;
 use super::rule_file::{self, Faults, FileFault};
+pub use crate::message::StageStep;
 use crate::reply::{EnhancedCode, Reply};
 
 /// The rules of the program.
@@ -75,19 +76,6 @@ impl Action {
     pub fn brakes(self) -> bool {
         matches!(self, Action::Slow | Action::SlowThenSuspend | Action::Suspend | Action::Pause)
     }
-}
-
-/// What the ramp does at the next day boundary.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StageStep {
-    #[default]
-    None,
-    Hold,
-    Back,
-    BackTwo,
-    /// Stands until a person acts.
-    Freeze,
 }
 
 /// What a reply means.

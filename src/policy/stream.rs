@@ -5,21 +5,11 @@
 
 use std::time::Duration;
 
+pub use crate::message::StreamWay as StreamRoute;
+
 const QUARTER: Duration = Duration::from_secs(15 * 60);
 /// Streams with fewer recipients in a week are never taken for bursts.
 const AUTO_RECIPIENTS_MIN: u64 = 50;
-
-/// Where a stream's mail goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum StreamRoute {
-    /// Stays on the old server; takes no part in the ramp.
-    Legacy,
-    /// By the new server as far as the limit allows.
-    #[default]
-    Ramp,
-    /// Only by the new server, with the first claim on its tokens, but never beyond the limit.
-    New,
-}
 
 /// What happens to mail that finds no token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

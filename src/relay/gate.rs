@@ -225,7 +225,7 @@ impl Gate for WarmupGate {
             None => self.calendar.span_at(now),
             Some(span) if now < span.ends => {
                 let lanes = || self.records(ledger, span.day);
-                return self.contradicts(ledger, span.day).then(|| Turn { span, lanes: lanes() });
+                return self.contradicts(ledger, span.day).then(|| Turn { span, lanes: lanes(), braked: Vec::new() });
             }
             Some(span) => {
                 let today = self.calendar.day_of(now);
@@ -235,7 +235,7 @@ impl Gate for WarmupGate {
                 DaySpan { ends: fresh.ends.max(Timestamp(span.ends.0 + 1)), ..fresh }
             }
         };
-        Some(Turn { span, lanes: self.records(ledger, span.day) })
+        Some(Turn { span, lanes: self.records(ledger, span.day), braked: Vec::new() })
     }
 
     fn life(&self) -> Option<Duration> {

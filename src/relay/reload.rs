@@ -21,9 +21,9 @@ use crate::clock::Clock;
 use crate::config::{Loaded, LogAddresses, LogLevel, Settings};
 use crate::delivery::dispatcher::{Dispatcher, Plan};
 use crate::log;
-use crate::message::{DaySpan, Queue, Route, Timestamp};
+use crate::message::{DaySpan, LaneId, Queue, Reason, Recipient, Route, StreamId, Timestamp};
 use crate::spool::committer::Outlet;
-use crate::spool::{Admission, Ask, Claimed, Done, Gate, Grant, Ledger, Slots, Touched, Turn};
+use crate::spool::{Admission, Ask, Claimed, Done, Gate, Grant, Ledger, SetLane, Slots, Touched, Turn};
 
 /// Why the new settings are not used. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,18 @@ impl Gate for LiveGate {
 
     fn life(&self) -> Option<Duration> {
         self.0.load().life()
+    }
+
+    fn gives_back(&self, ledger: &Ledger, lane: LaneId, stream: StreamId, now: Timestamp) -> Option<Reason> {
+        self.0.load().gives_back(ledger, lane, stream, now)
+    }
+
+    fn lane_of(&self, recipient: &Recipient) -> Option<LaneId> {
+        self.0.load().lane_of(recipient)
+    }
+
+    fn set_day(&self, ledger: &Ledger, stage: u32, now: Timestamp) -> Vec<SetLane> {
+        self.0.load().set_day(ledger, stage, now)
     }
 
     fn span_at(&self, now: Timestamp) -> Option<DaySpan> {

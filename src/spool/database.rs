@@ -2,6 +2,7 @@
 //!
 //! Nothing here writes rows; the store does.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use super::item::{BodyId, Item, ItemId, Reservation, State, decode_envelope};
 use super::ledger::{Row, StreamDay, Total};
 use crate::clock::reckoning::{BootId, Mark};
 use crate::message::{
-    Day, DayRecord, DaySpan, Envelope, LaneId, LaneRecord, Queue, QueueId, Reason, Slot, StreamId, Timestamp,
+    BrakeLevel, BrakeRecord, Day, DayRecord, DaySpan, Envelope, LaneId, LaneRecord, Pause, Queue, QueueId, Reason,
+    Slot, StageStep, StreamId, StreamMove, StreamWay, Timestamp,
 };
 
 pub(super) const SCHEMA_VERSION: i64 = 1;
@@ -53,6 +55,13 @@ CREATE INDEX IF NOT EXISTS item_message ON item(message, id);
 -- what operators did by hand; one row for each command
 CREATE TABLE IF NOT EXISTS audit(job INTEGER PRIMARY KEY, at INT, actor INT, action TEXT, detail TEXT, items INT,
   rcpts INT, bytes INT);
+-- what was told and stands
+CREATE TABLE IF NOT EXISTS brake(lane INTEGER PRIMARY KEY, level INT, since INT, until INT, step INT, touched INT,
+  reason TEXT);
+CREATE TABLE IF NOT EXISTS memory(lane INTEGER PRIMARY KEY, day INT, rcpts INT);
+CREATE TABLE IF NOT EXISTS pause(one INTEGER PRIMARY KEY CHECK(one = 1), since INT, actor INT, reason TEXT);
+CREATE TABLE IF NOT EXISTS stream(id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE IF NOT EXISTS move(id INTEGER PRIMARY KEY, stream INT, way INT, at INT, told INT, actor INT, reason TEXT);
 ";
 
 /// Entries of the audit that are kept.
@@ -237,9 +246,56 @@ pub(super) fn ledger_rows(c: &Connection) -> Result<Vec<Row>, SpoolError> {
             all.push(Row::Total { queue, stream: StreamId(stream), state, total });
         }
     }
+    standing_rows(c, &mut all)?;
     all.extend(rows(c, IN_FLIGHT, |r| {
         let reservation = Reservation { slot: Slot(r.get(1)?), day: Day(r.get(2)?), recipients: r.get(3)? };
         Ok(Row::Outstanding { lane: LaneId(r.get(0)?), reservation })
     })?);
     Ok(all)
+}
+
+fn standing_rows(c: &Connection, all: &mut Vec<Row>) -> Result<(), SpoolError> {
+    let strange = |column, what: &'static str| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Integer, what.into())
+    };
+    all.extend(rows(c, "SELECT lane, level, since, until, step, touched, reason FROM brake", |r| {
+        let level = BrakeLevel::ALL.get(r.get::<_, usize>(1)?).ok_or_else(|| strange(1, "unknown level"))?;
+        let step = StageStep::ALL.get(r.get::<_, usize>(4)?).ok_or_else(|| strange(4, "unknown step"))?;
+        let record = BrakeRecord {
+            level: *level,
+            since: Timestamp(r.get(2)?),
+            until: Timestamp(r.get(3)?),
+            step: *step,
+            touched: r.get(5)?,
+            reason: r.get(6)?,
+        };
+        Ok(Row::Brake { lane: LaneId(r.get(0)?), record })
+    })?);
+    all.extend(rows(c, "SELECT lane, day, rcpts FROM memory", |r| {
+        Ok(Row::Memory { lane: LaneId(r.get(0)?), day: Day(r.get(1)?), recipients: r.get(2)? })
+    })?);
+    all.extend(rows(c, "SELECT since, actor, reason FROM pause", |r| {
+        Ok(Row::Pause(Some(Pause { since: Timestamp(r.get(0)?), actor: r.get(1)?, reason: r.get(2)? })))
+    })?);
+    all.extend(rows(c, "SELECT id, name FROM stream ORDER BY id", |r| {
+        Ok(Row::StreamName { stream: StreamId(r.get(0)?), name: r.get(1)? })
+    })?);
+    let moves = rows(c, "SELECT stream, id, way, at, told, actor, reason FROM move ORDER BY id", |r| {
+        let to = *StreamWay::ALL.get(r.get::<_, usize>(2)?).ok_or_else(|| strange(2, "unknown way"))?;
+        let told = StreamMove {
+            id: r.get(1)?,
+            to,
+            at: Timestamp(r.get(3)?),
+            told: Timestamp(r.get(4)?),
+            actor: r.get(5)?,
+            reason: r.get(6)?,
+        };
+        Ok((StreamId(r.get(0)?), told))
+    })?;
+    let mut by_stream: BTreeMap<StreamId, Vec<StreamMove>> = BTreeMap::new();
+    for (stream, told) in moves {
+        by_stream.entry(stream).or_default().push(told);
+    }
+    all.extend(by_stream.into_iter().map(|(stream, moves)| Row::Moves { stream, moves }));
+    Ok(())
 }

@@ -241,7 +241,17 @@ impl<S: Store> Spool<S> {
             let placed = self.accept(accept, work)?;
             work.done.accepts.push(placed);
         }
+        if work.done.touched.iter().any(|t| self.must_go_back(t, work)) {
+            work.wake_at(Some(work.now));
+        }
         Ok(())
+    }
+
+    fn must_go_back(&self, touched: &Touched, work: &Work<'_>) -> bool {
+        match touched.queue {
+            Queue::Legacy => false,
+            Queue::New(lane) => work.gate.gives_back(&self.ledger, lane, touched.stream, work.now).is_some(),
+        }
     }
 
     // --- accept -------------------------------------------------------------------------------------------------
@@ -416,6 +426,9 @@ impl<S: Store> Spool<S> {
             work.done.quarantined.push(old.message);
             return Ok(Claiming::Damaged);
         }
+        if self.moves_to_its_lanes(&old, work)? {
+            return Ok(Claiming::Damaged);
+        }
         let ask = Ask { lane: old.lane, stream: old.stream, recipients: old.recipients() };
         let mut item = old.clone();
         if let Queue::New(_) = old.queue {
@@ -447,6 +460,42 @@ impl<S: Store> Spool<S> {
         item.state = State::InFlight;
         self.replace(&old, &item)?;
         self.hand_over(item, work)
+    }
+
+    /// Recipients whose provider has become known since, or is another one now, move to its lane, where they are claimed.
+    /// `true`: the item has changed.
+    fn moves_to_its_lanes(&mut self, old: &Item, work: &mut Work<'_>) -> Result<bool, SpoolError> {
+        let Queue::New(_) = old.queue else { return Ok(false) };
+        let lane = |recipient: &Recipient| work.gate.lane_of(recipient).unwrap_or(old.lane);
+        if old.envelope.recipients.iter().all(|recipient| lane(recipient) == old.lane) {
+            return Ok(false);
+        }
+        let mut by_lane: Vec<(LaneId, Vec<Recipient>)> = Vec::new();
+        for recipient in &old.envelope.recipients {
+            let lane = lane(recipient);
+            match by_lane.iter_mut().find(|(known, _)| *known == lane) {
+                Some((_, recipients)) => recipients.push(recipient.clone()),
+                None => by_lane.push((lane, vec![recipient.clone()])),
+            }
+        }
+        for (index, (lane, recipients)) in by_lane.into_iter().enumerate() {
+            let mut item = old.clone();
+            (item.lane, item.queue) = (lane, Queue::New(lane));
+            item.envelope.recipients = recipients;
+            if matches!(item.state, State::Held | State::Ready) {
+                item.state = self.waiting_state(item.queue);
+            }
+            if index == 0 {
+                self.replace(old, &item)?;
+            } else {
+                item.id = self.next_item();
+                self.store.reference_body(item.body, 1)?;
+                self.store.insert(&item)?;
+                self.ledger.enter(&item);
+            }
+            work.touch(&item);
+        }
+        Ok(true)
     }
 
     /// Tokens for a fresh message: how many recipients, and the reservation when the lane is metered.
@@ -612,6 +661,8 @@ impl<S: Store> Spool<S> {
             Chore::Flush { message, most_items } => self.flush(*message, *most_items, work),
             Chore::ByHand(order) => self.by_hand(order, work),
             Chore::DropDead { most_items } => self.drop_dead(*most_items, work),
+            Chore::Tell(telling) => self.tell(telling, work),
+            Chore::GiveBack { most_items } => self.give_back(*most_items, work),
         }
     }
 
@@ -652,7 +703,7 @@ impl<S: Store> Spool<S> {
     }
 
     /// The legacy server takes what waited for the new one.
-    fn give_to_legacy(
+    pub(super) fn give_to_legacy(
         &mut self,
         old: &Item,
         reason: Reason,
@@ -777,7 +828,7 @@ pub(super) fn begin_life(item: &mut Item, work: &Work<'_>) {
 
 enum Claiming {
     Claimed,
-    /// Put aside; the connection is for the next one.
+    /// Put aside, or moved to another line; the connection is for the next one.
     Damaged,
     StreamBlocked(Timestamp),
     Blocked(Timestamp),
@@ -812,7 +863,20 @@ impl Work<'_> {
         self.wake_at(item.expires);
     }
 
-    fn wake_at(&mut self, time: Option<Timestamp>) {
+    pub(super) fn gate(&self) -> &dyn Gate {
+        self.gate
+    }
+
+    /// These lines are worth another look.
+    pub(super) fn open_all_lanes(&mut self, queues: impl Iterator<Item = Queue>) {
+        for queue in queues {
+            if !self.done.refunded.contains(&queue) {
+                self.done.refunded.push(queue);
+            }
+        }
+    }
+
+    pub(super) fn wake_at(&mut self, time: Option<Timestamp>) {
         self.done.wake = [self.done.wake, time].into_iter().flatten().min();
     }
 }
@@ -828,5 +892,10 @@ pub(super) fn row_key(row: &Row) -> (u8, i64, i64, i64) {
         Row::Total { queue, stream, state, .. } => (5, queue.code(), stream.0.into(), state.code()),
         Row::Outstanding { .. } => (6, 0, 0, 0),
         Row::Clock { .. } => (7, 0, 0, 0),
+        Row::Brake { lane, .. } => (8, lane.0.into(), 0, 0),
+        Row::Memory { lane, .. } => (9, lane.0.into(), 0, 0),
+        Row::Pause(_) => (10, 0, 0, 0),
+        Row::StreamName { stream, .. } => (11, stream.0.into(), 0, 0),
+        Row::Moves { stream, .. } => (12, stream.0.into(), 0, 0),
     }
 }

@@ -10,8 +10,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::item::{Item, Reservation, Shift, State};
+use super::standing::{STREAM_NAMES_MOST, SetLane, Standing};
 use crate::clock::reckoning::Mark;
-use crate::message::{Day, DayRecord, DaySpan, LaneId, LaneRecord, Queue, Slot, StreamId, Timestamp};
+use crate::message::{
+    BrakeLevel, BrakeRecord, Day, DayRecord, DaySpan, LaneId, LaneRecord, Pause, Queue, Slot, StageStep, StreamId,
+    StreamMove, StreamWay, Timestamp,
+};
 
 /// Quarter-hours before the current one that the rolling day spans: 96, since an event may lie anywhere in its slot.
 pub const ROLLING_SLOTS: i64 = 96;
@@ -54,6 +58,10 @@ pub struct LaneLedger {
     pub history: VecDeque<DayRecord>,
     /// Theoretical arrival time of the pace; survives restarts.
     pub arrival: Timestamp,
+    /// Its brake, as it was put on last.
+    pub brake: BrakeRecord,
+    /// Recipients that count as if they had been sent on that day, since an operator set the day.
+    pub memory: Option<(Day, u64)>,
     slots: BTreeMap<Slot, u64>,
     outstanding: BTreeMap<(Slot, Day), u64>,
     streams: BTreeMap<(StreamId, Day), StreamDay>,
@@ -66,6 +74,8 @@ impl LaneLedger {
             today: DayRecord { day, limit: record.limit, stage: record.stage, ..DayRecord::default() },
             history: VecDeque::new(),
             arrival: Timestamp(0),
+            brake: BrakeRecord::default(),
+            memory: None,
             slots: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             streams: BTreeMap::new(),
@@ -128,6 +138,8 @@ pub struct Turn {
     pub span: DaySpan,
     /// One record for each lane that exists from now on.
     pub lanes: Vec<LaneRecord>,
+    /// Lanes whose brake is on as the day begins.
+    pub braked: Vec<LaneId>,
 }
 
 /// One stored row. What `Ledger::take_changes` gives and `Ledger::restore` takes.
@@ -166,6 +178,27 @@ pub enum Row {
         mark: Mark,
         doubtful: bool,
     },
+    /// A lane's brake.
+    Brake {
+        lane: LaneId,
+        record: BrakeRecord,
+    },
+    /// What counts as sent by an operator's word.
+    Memory {
+        lane: LaneId,
+        day: Day,
+        recipients: u64,
+    },
+    Pause(Option<Pause>),
+    StreamName {
+        stream: StreamId,
+        name: String,
+    },
+    /// All moves of a stream that stand, in the order in which they were told.
+    Moves {
+        stream: StreamId,
+        moves: Vec<StreamMove>,
+    },
     /// An item in flight holds this reservation. Never given as a change; read from the items.
     Outstanding {
         lane: LaneId,
@@ -176,6 +209,11 @@ pub enum Row {
 #[derive(Clone, Debug, Default)]
 struct Changes {
     clock: bool,
+    pause: bool,
+    brakes: BTreeSet<LaneId>,
+    memories: BTreeSet<LaneId>,
+    names: BTreeSet<StreamId>,
+    moves: BTreeSet<StreamId>,
     span: bool,
     lanes: BTreeSet<LaneId>,
     days: BTreeSet<(LaneId, Day)>,
@@ -191,6 +229,7 @@ pub struct Ledger {
     span: Option<DaySpan>,
     lanes: BTreeMap<LaneId, LaneLedger>,
     totals: BTreeMap<(Queue, StreamId, State), Total>,
+    standing: Standing,
     changes: Changes,
 }
 
@@ -218,6 +257,41 @@ impl Ledger {
     /// All lanes with their ids.
     pub fn lanes(&self) -> impl Iterator<Item = (LaneId, &LaneLedger)> {
         self.lanes.iter().map(|(id, lane)| (*id, lane))
+    }
+
+    /// An operator has stopped the new server.
+    pub fn pause(&self) -> Option<&Pause> {
+        self.standing.pause.as_ref()
+    }
+
+    /// Every name a stream ever had, by id; empty before any was named.
+    pub fn stream_names(&self) -> &[String] {
+        &self.standing.names
+    }
+
+    /// The stream of this name.
+    pub fn stream_named(&self, name: &str) -> Option<StreamId> {
+        self.standing.names.iter().position(|known| known == name).map(|id| StreamId(id as u8))
+    }
+
+    /// Moves of the stream that stand, in the order in which they were told; those to come are among them.
+    pub fn moves(&self, stream: StreamId) -> &[StreamMove] {
+        self.standing.moves.get(&stream).map_or(&[], Vec::as_slice)
+    }
+
+    /// The move of the stream that is in force at `now`.
+    pub fn move_of(&self, stream: StreamId, now: Timestamp) -> Option<&StreamMove> {
+        self.standing.move_of(stream, now)
+    }
+
+    /// Where an operator has moved the stream; `None`: the settings say it.
+    pub fn way_of(&self, stream: StreamId, now: Timestamp) -> Option<StreamWay> {
+        self.standing.way_of(stream, now)
+    }
+
+    /// When the next move that was told comes into force.
+    pub fn next_move(&self, now: Timestamp) -> Option<Timestamp> {
+        self.standing.next_move(now)
     }
 
     /// What waits or lies in the given state, by line and stream.
@@ -273,6 +347,10 @@ impl Ledger {
                     lane.history.pop_front();
                 }
                 lane.today = DayRecord { day, ..DayRecord::default() };
+                lane.brake.touched = turn.braked.contains(&record.lane);
+                lane.brake.step = StageStep::None;
+                lane.today.braked = lane.brake.touched || self.standing.pause.is_some();
+                self.changes.brakes.insert(record.lane);
                 lane.streams.retain(|(_, d), _| d.0 >= day.0 - STREAM_DAYS);
             }
             lane.record = *record;
@@ -281,6 +359,67 @@ impl Ledger {
             self.changes.lanes.insert(record.lane);
             self.changes.days.insert((record.lane, day));
         }
+    }
+
+    /// A lane's brake is now like this. `false`: there is no such lane.
+    pub(super) fn set_brake(&mut self, lane: LaneId, record: BrakeRecord) -> bool {
+        let Some(entry) = self.lanes.get_mut(&lane) else { return false };
+        if record.level > BrakeLevel::Open || record.touched {
+            entry.today.braked = true;
+            self.changes.days.insert((lane, entry.today.day));
+        }
+        entry.brake = record;
+        self.changes.brakes.insert(lane);
+        true
+    }
+
+    /// Stops the new server, or lets it go on. A day with a pause does not count.
+    pub(super) fn set_pause(&mut self, pause: Option<Pause>) {
+        for (id, entry) in self.lanes.iter_mut().filter(|_| pause.is_some()) {
+            entry.today.braked = true;
+            self.changes.days.insert((*id, entry.today.day));
+        }
+        self.standing.pause = pause;
+        self.changes.pause = true;
+    }
+
+    /// A lane as an operator wants it.
+    pub(super) fn set_lane(&mut self, lane: &SetLane) {
+        let id = lane.record.lane;
+        let Some(entry) = self.lanes.get_mut(&id) else { return };
+        entry.record = lane.record;
+        entry.today.stage = lane.record.stage;
+        entry.memory = Some(lane.memory);
+        self.changes.lanes.insert(id);
+        self.changes.memories.insert(id);
+        self.changes.days.insert((id, entry.today.day));
+    }
+
+    /// Streams of these names exist. `false`: there is no room for so many, and none was added.
+    pub(super) fn name_streams(&mut self, names: &[String]) -> bool {
+        let mut all = self.standing.names.clone();
+        for name in names {
+            if !all.contains(name) {
+                all.push(name.clone());
+            }
+        }
+        if all.len() > STREAM_NAMES_MOST {
+            return false;
+        }
+        self.changes.names.extend((self.standing.names.len()..all.len()).map(|id| StreamId(id as u8)));
+        self.standing.names = all;
+        true
+    }
+
+    pub(super) fn add_move(&mut self, stream: StreamId, to: &StreamMove) {
+        self.standing.add(stream, to);
+        self.changes.moves.insert(stream);
+    }
+
+    pub(super) fn undo_move(&mut self, stream: StreamId) -> Option<StreamMove> {
+        let undone = self.standing.undo(stream)?;
+        self.changes.moves.insert(stream);
+        Some(undone)
     }
 
     /// Keeps what is known of the time.
@@ -296,6 +435,10 @@ impl Ledger {
         self.span = day.or(self.span);
         for (id, lane) in &mut self.lanes {
             lane.arrival.0 = lane.arrival.0.saturating_add(shift.by).max(0);
+            for time in [&mut lane.brake.since, &mut lane.brake.until] {
+                time.0 = time.0.saturating_add(shift.by).max(0);
+            }
+            self.changes.brakes.insert(*id);
             let (slots, outstanding) = (std::mem::take(&mut lane.slots), std::mem::take(&mut lane.outstanding));
             self.changes.slots.extend(slots.keys().map(|slot| (*id, *slot)));
             lane.slots = slots.into_iter().map(|(slot, n)| (Slot(slot.0 + shift.slots), n)).collect();
@@ -314,6 +457,10 @@ impl Ledger {
             }
             if let Some(braked) = &mut lane.record.last_braked {
                 braked.0 += shift.days;
+            }
+            if let Some((day, _)) = &mut lane.memory {
+                day.0 += shift.days;
+                self.changes.memories.insert(*id);
             }
             let streams = std::mem::take(&mut lane.streams);
             self.changes.streams.extend(streams.keys().map(|(stream, day)| (*id, *stream, *day)));
@@ -481,6 +628,23 @@ impl Ledger {
         if changes.span {
             rows.extend(self.span.map(Row::Span));
         }
+        if changes.pause {
+            rows.push(Row::Pause(self.standing.pause.clone()));
+        }
+        for id in changes.brakes {
+            rows.extend(self.lanes.get(&id).map(|l| Row::Brake { lane: id, record: l.brake.clone() }));
+        }
+        for id in changes.memories {
+            let memory = self.lanes.get(&id).and_then(|l| l.memory);
+            rows.extend(memory.map(|(day, recipients)| Row::Memory { lane: id, day, recipients }));
+        }
+        for stream in changes.names {
+            let name = self.standing.names[usize::from(stream.0)].clone();
+            rows.push(Row::StreamName { stream, name });
+        }
+        for stream in changes.moves {
+            rows.push(Row::Moves { stream, moves: self.moves(stream).to_vec() });
+        }
         for id in changes.lanes {
             rows.extend(self.lanes.get(&id).map(|l| Row::Lane { record: l.record, arrival: l.arrival }));
         }
@@ -522,6 +686,24 @@ impl Ledger {
             match row {
                 Row::Span(_) | Row::Lane { .. } => {}
                 Row::Clock { mark, doubtful } => ledger.clock = Some((*mark, *doubtful)),
+                Row::Pause(pause) => ledger.standing.pause = pause.clone(),
+                Row::Brake { lane, record } => {
+                    if let Some(entry) = ledger.lanes.get_mut(lane) {
+                        entry.brake = record.clone();
+                    }
+                }
+                Row::Memory { lane, day, recipients } => {
+                    if let Some(entry) = ledger.lanes.get_mut(lane) {
+                        entry.memory = Some((*day, *recipients));
+                    }
+                }
+                Row::StreamName { stream, name } => {
+                    let names = &mut ledger.standing.names;
+                    let id = usize::from(stream.0);
+                    names.resize(names.len().max(id + 1), String::new());
+                    names[id].clone_from(name);
+                }
+                Row::Moves { stream, moves } => drop(ledger.standing.moves.insert(*stream, moves.clone())),
                 Row::Day { lane, record } => {
                     let Some(entry) = ledger.lanes.get_mut(lane) else { continue };
                     if record.day == entry.today.day {

@@ -7,7 +7,7 @@
 //! One algorithm ([`Spool`]) over one trait of rows ([`Store`]): in memory for tests and simulations, SQLite with body
 //! segments for real. It knows nothing of curves: the [`Gate`] it is handed decides, inside the transaction.
 //!
-//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`], `restored`. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`],
+//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`], [`standing`], `restored`. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`],
 //! [`identity`], [`backup`].
 
 pub mod backup;
@@ -26,6 +26,7 @@ pub mod reader;
 mod restored;
 pub mod segment;
 pub mod sqlite;
+pub mod standing;
 
 use std::io;
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub use body::BodySource;
 pub use engine::Spool;
 pub use item::{BodyId, Item, ItemId, Reservation, Shift, State};
 pub use ledger::{Ledger, Row, Turn};
+pub use standing::{SetLane, Telling, Told, What};
 
 use crate::clock::reckoning::Mark;
 use crate::message::{DaySpan, LaneId, LaneRecord, Queue, QueueId, Reason, Recipient, Route, StreamId, Timestamp};
@@ -151,6 +153,18 @@ pub trait Gate: Send + Sync {
     fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant;
     /// How long mail may wait for a server; `None`: for ever.
     fn life(&self) -> Option<Duration>;
+    /// Why waiting mail of this stream must not wait for the lane any more: the legacy server takes it. `None`: it may.
+    fn gives_back(&self, _ledger: &Ledger, _lane: LaneId, _stream: StreamId, _now: Timestamp) -> Option<Reason> {
+        None
+    }
+    /// The recipient's lane, as far as it is known now; `None`: the one it was put in.
+    fn lane_of(&self, _recipient: &Recipient) -> Option<LaneId> {
+        None
+    }
+    /// Every lane as it stands when an operator sets the ramp to `stage`; none without a ramp.
+    fn set_day(&self, _ledger: &Ledger, _stage: u32, _now: Timestamp) -> Vec<SetLane> {
+        Vec::new()
+    }
     /// The day that `now` lies in; `None` where days do not follow the clock.
     fn span_at(&self, _now: Timestamp) -> Option<DaySpan> {
         None
@@ -305,7 +319,7 @@ pub struct Claimed {
 }
 
 /// Work beside accept, claim and settle.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Chore {
     /// Give waiting items whose deadline has passed to the legacy server, at most so many.
     MoveOverdue {
@@ -338,6 +352,14 @@ pub enum Chore {
     },
     /// What an operator asked for.
     ByHand(by_hand::Order),
+    /// Keep what was told.
+    Tell(Telling),
+    /// Give to the legacy server what must not wait for the new one any more: a brake, a pause, a stream that was moved.
+    /// Never what may have left, nor what an operator sent there.
+    GiveBack {
+        /// Items in one transaction.
+        most_items: usize,
+    },
     /// Drop dead letters whose time is over, at most so many.
     DropDead {
         /// Items in one transaction.
@@ -346,7 +368,7 @@ pub enum Chore {
 }
 
 /// What a chore did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChoreAnswer {
     /// Items touched.
     pub items: usize,
@@ -356,6 +378,8 @@ pub struct ChoreAnswer {
     pub next: Option<Timestamp>,
     /// The rest of the answer to [`Chore::ByHand`].
     pub by_hand: Option<Box<by_hand::Acted>>,
+    /// The answer to [`Chore::Tell`].
+    pub told: Option<Box<Told>>,
 }
 
 /// A line got items: its stream may have work at `due`.

@@ -550,6 +550,34 @@ impl Store for SqliteStore {
                     params![queue.code(), stream.0, state.code(), total.items, total.recipients, total.bytes],
                 )?;
             }
+            Row::Brake { lane, record: r } => {
+                self.execute(
+                    "INSERT OR REPLACE INTO brake VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    params![lane.0, r.level as u8, r.since.0, r.until.0, r.step as u8, r.touched, r.reason],
+                )?;
+            }
+            Row::Memory { lane, day, recipients } => {
+                self.execute("INSERT OR REPLACE INTO memory VALUES(?1, ?2, ?3)", params![lane.0, day.0, recipients])?;
+            }
+            Row::Pause(None) => drop(self.execute("DELETE FROM pause", &[])?),
+            Row::Pause(Some(p)) => {
+                self.execute(
+                    "INSERT OR REPLACE INTO pause VALUES(1, ?1, ?2, ?3)",
+                    params![p.since.0, p.actor, p.reason],
+                )?;
+            }
+            Row::StreamName { stream, name } => {
+                self.execute("INSERT OR REPLACE INTO stream VALUES(?1, ?2)", params![stream.0, name])?;
+            }
+            Row::Moves { stream, moves } => {
+                self.execute("DELETE FROM move WHERE stream = ?1", params![stream.0])?;
+                for told in moves {
+                    self.execute(
+                        "INSERT INTO move VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                        params![told.id, stream.0, told.to as u8, told.at.0, told.told.0, told.actor, told.reason],
+                    )?;
+                }
+            }
             Row::Outstanding { .. } => {}
         }
         Ok(())

@@ -393,7 +393,11 @@ impl Gate for FixedGate {
         };
         let starts = Timestamp::from_seconds(i64::from(day.0) * 86_400);
         let span = DaySpan { day, starts, ends: starts.after(DAY) };
-        Some(Turn { span, lanes: self.limits.iter().map(|(lane, limit)| Self::record(*lane, *limit)).collect() })
+        Some(Turn {
+            span,
+            lanes: self.limits.iter().map(|(lane, limit)| Self::record(*lane, *limit)).collect(),
+            braked: vec![],
+        })
     }
 
     fn admit(&self, _: &Ledger, ask: Ask, now: Timestamp) -> Admission {

@@ -281,10 +281,13 @@ fn a_deadline_moves_an_item_to_the_legacy_server<B: Backend>() {
     let first = MIDNIGHT.after(HOUR);
     bench.now = Timestamp(first.0 - 1);
     let (answer, _) = bench.chore(Chore::MoveOverdue { most_items: 10 });
-    assert_eq!(answer, ChoreAnswer { items: 0, recipients: 0, next: Some(first), by_hand: None });
+    assert_eq!(answer, ChoreAnswer { items: 0, recipients: 0, next: Some(first), ..ChoreAnswer::default() });
     bench.now = first;
     let (answer, done) = bench.chore(Chore::MoveOverdue { most_items: 10 });
-    assert_eq!(answer, ChoreAnswer { items: 1, recipients: 2, next: Some(first.after(MINUTE)), by_hand: None });
+    assert_eq!(
+        answer,
+        ChoreAnswer { items: 1, recipients: 2, next: Some(first.after(MINUTE)), ..ChoreAnswer::default() }
+    );
     assert_eq!(done.touched, [Touched { queue: Queue::Legacy, stream: STREAM, due: first }]);
     let moved = bench.claim_from(Queue::Legacy, &[STREAM], 10).handed;
     assert_eq!(moved.len(), 1);
@@ -370,7 +373,7 @@ fn expired_items_are_handed_out_to_fail_and_dead_letters_are_kept_for_their_time
     assert_eq!(bench.chore(Chore::TakeExpired { most_items: 9 }).0.next, Some(end));
     bench.now = end;
     let (answer, done) = bench.chore(Chore::TakeExpired { most_items: 9 });
-    assert_eq!(answer, ChoreAnswer { items: 1, recipients: 2, next: None, by_hand: None });
+    assert_eq!(answer, ChoreAnswer { items: 1, recipients: 2, next: None, ..ChoreAnswer::default() });
     assert_eq!((done.handed.len(), done.expired.len()), (0, 1));
     let expired = &done.expired[0];
     assert_eq!((expired.item.state, expired.item.reservation), (State::InFlight, None));
@@ -386,7 +389,7 @@ fn expired_items_are_handed_out_to_fail_and_dead_letters_are_kept_for_their_time
     );
     bench.now = until;
     let (answer, _) = bench.chore(Chore::DropDead { most_items: 9 });
-    assert_eq!(answer, ChoreAnswer { items: 1, recipients: 1, next: None, by_hand: None });
+    assert_eq!(answer, ChoreAnswer { items: 1, recipients: 1, next: None, ..ChoreAnswer::default() });
     assert_eq!((bench.items().len(), bench.bodies()), (1, 1), "the other message is still there");
     bench.check();
 }
