@@ -40,7 +40,7 @@ pub mod stream;
 pub mod wait;
 
 pub use allowance::{Bound, Bounds, Closed, LaneView, Wake};
-pub use brake::{Brake, BrakeRules};
+pub use brake::{Brake, BrakeRules, Braked};
 pub use calendar::Calendar;
 pub use curve::Curve;
 pub use pace::{OpenHours, Pace, Window};
