@@ -335,6 +335,7 @@ fn warmup(warmup: &Warmup, tables: &Tables, now: Timestamp, judge: &mut Judge<'_
     let Overflow { policy, max_wait } = warmup.overflow;
     judge.max_wait("warmup.overflow", policy, max_wait);
     judge.overflow_policy("warmup.overflow", policy, tables.legacy.is_some());
+    brake(&warmup.brake, judge);
     let today = jiff::Timestamp::from_second(now.seconds()).map(|now| tables.timezone.to_datetime(now).date());
     if let (Some(start), Ok(today)) = (warmup.start, today)
         && start > today
@@ -391,6 +392,14 @@ fn pace(pace: &Pace, judge: &mut Judge<'_>) {
         };
         judge.fault(&["warmup.pace.hourly", "warmup.pace.window"], &must);
     }
+}
+
+fn brake(brake: &BrakeSettings, judge: &mut Judge<'_>) {
+    judge.span("warmup.brake.window", brake.window, MINUTE, DAY);
+    let ratio = "must be above \"0%\"; to brake by rules alone, set it to \"100%\"";
+    judge.require(brake.defer_ratio > 0.0, &["warmup.brake.defer_ratio"], ratio);
+    judge.count("warmup.brake.min_attempts", brake.min_attempts, 1, 1_000_000);
+    judge.span("warmup.brake.hold", brake.hold, MINUTE, 7 * DAY);
 }
 
 fn queue(queue: &QueueSettings, smtp: &Smtp, judge: &mut Judge<'_>) {

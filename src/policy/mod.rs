@@ -18,6 +18,7 @@
 //! | [`classify`], [`mailbox`] | which kind a message is; who wrote it |
 //! | [`retry`] | when to try a refused delivery again |
 //! | [`plan`] | what all of this would do with a given demand |
+//! | [`lanes`] | which mailbox providers have a limit of their own |
 //! | [`provider`] | who runs a domain's mail servers |
 //! | [`signal`] | what a reply of theirs means for the ramp |
 //! | [`brake`] | how that slows a lane down, and for how long |
@@ -29,6 +30,7 @@ pub mod brake;
 pub mod calendar;
 pub mod classify;
 pub mod curve;
+pub mod lanes;
 pub mod mailbox;
 pub mod pace;
 pub mod plan;
@@ -43,14 +45,15 @@ pub mod stream;
 pub mod wait;
 
 pub use allowance::{Bound, Bounds, Closed, LaneView, Wake};
-pub use brake::{Brake, BrakeRules};
+pub use brake::{Brake, BrakeRules, Braked};
 pub use calendar::Calendar;
 pub use curve::Curve;
+pub use lanes::{Lanes, SharesError};
 pub use pace::{OpenHours, Pace, Window};
 pub use presets::{Preset, Presets};
 pub use provider::{Operator, Provider, Providers};
 pub use retry::RetrySchedule;
-pub use signal::{Signal, Signals};
+pub use signal::{Signal, Signals, StageStep};
 pub use stage::{Boundary, NextDay, Step};
 pub use state::{Refusals, StallReason, State};
 pub use stream::{Overflow, StreamRoute, StreamRules};
