@@ -465,7 +465,6 @@ pub fn warmup_gate(settings: &Settings, names: &StreamNames) -> Result<WarmupGat
         calendar: calendar.clone(),
         overflow,
         retry: retry_schedule(settings)?,
-        ..Rules::default()
     };
     rules.check(&[], &StreamNames::fresh(settings).rules(settings)).map_err(|e| wrong(&e))?;
     Ok(WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age))
