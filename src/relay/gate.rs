@@ -87,6 +87,17 @@ impl WarmupGate {
         Some(self.view(ledger, ledger.lane(LaneId::TOTAL)?, ledger.span()?, stream, now))
     }
 
+    /// The stream as the settings have it, whatever an operator said since.
+    pub fn configured(&self, id: StreamId) -> StreamRules {
+        *self.stream(id)
+    }
+
+    /// The stream as it is treated at `now`.
+    pub fn rules_of(&self, ledger: &Ledger, id: StreamId, now: Timestamp) -> StreamRules {
+        let rules = self.configured(id);
+        StreamRules { route: ledger.way_of(id, now).unwrap_or(rules.route), ..rules }
+    }
+
     fn stream(&self, id: StreamId) -> &StreamRules {
         // A stream that the settings no longer know is treated as the last resort.
         self.streams.get(usize::from(id.0)).unwrap_or(&self.streams[0])
