@@ -195,7 +195,7 @@ fn described(
     let (stream, moves) = changed;
     let going = |then: Timestamp| -> Vec<Going> {
         let way_then = |id| if id == stream { way_by(gate, moves, id, then) } else { way(gate, ledger, id, then) };
-        let one = |id| Going { stream: id, way: way_then(id), overflow: gate.rules_of(ledger, id, now).overflow };
+        let one = |id| Going { stream: id, way: way_then(id), overflow: gate.stream(ledger, id, now).overflow };
         names.iter().map(|(id, _)| one(*id)).collect()
     };
     let today = ledger.span().map_or_else(|| gate.calendar().span_at(now), |span| span);
@@ -224,7 +224,7 @@ fn described(
 }
 
 fn row(gate: &WarmupGate, ledger: &Ledger, id: StreamId, name: String, now: Timestamp) -> StreamRow {
-    let rules = gate.rules_of(ledger, id, now);
+    let rules = gate.stream(ledger, id, now);
     let total = ledger.lane(LaneId::TOTAL);
     let offered = |day: Day| total.map_or(0, |lane| lane.stream_on(id, day).offered);
     let today = total.map_or(Day(0), |lane| lane.today.day);

@@ -88,6 +88,7 @@ fn record_on(rules: &Rules, lane: &LaneLedger, ahead: u32, offered: u64) -> Lane
             set_day: lane.memory,
             share: 1.0,
             total_complete: false,
+            asked: Default::default(),
             today,
         };
         record = rules.day_boundary(&boundary);
