@@ -140,7 +140,7 @@ impl RelayBackend {
 
     /// Streams of the settings, the last resort last.
     fn known_streams(&self) -> Vec<(StreamId, String)> {
-        let mut all: Vec<_> = (0u8..).map(StreamId).zip(self.streams.iter().cloned()).collect();
+        let mut all = (*self.configured.load_full()).clone();
         let last_resort = usize::from(!all.is_empty());
         all.rotate_left(last_resort);
         all
