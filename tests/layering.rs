@@ -96,7 +96,9 @@ const PLAIN: &[&str] = &[
     "admin/api.rs",
     "admin/fake.rs",
     "admin/queue.rs",
+    "admin/warmup.rs",
     "relay/gate.rs",
+    "relay/lanes.rs",
     "config/choices.rs",
     "config/keys.rs",
     "config/model.rs",
@@ -154,6 +156,7 @@ const IO: &[&str] = &[
     "relay/intake.rs",
     "relay/ourselves.rs",
     "relay/queue.rs",
+    "relay/ramp.rs",
     "config/mod.rs",
     "config/curves.rs",
     "config/load.rs",
@@ -167,6 +170,7 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("spool/memory.rs", "spool::body::NewBody", "the same; octets in a file are refused"),
     ("delivery/telling.rs", "spool::body::NewBody", "a report is a body in memory"),
     ("admin/api.rs", "log::Addresses", "how an address is masked, a plain function"),
+    ("admin/warmup.rs", "log::printable", "what may stand in a line, a plain function"),
     ("admin/api.rs", "metrics::QueueState", "a closed set of names; the counters themselves stay out"),
 ];
 

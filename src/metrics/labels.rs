@@ -130,6 +130,15 @@ labels! {
         Reroute = "reroute",
         Drop = "drop",
     }
+    /// What operators tell the ramp.
+    WarmupAction {
+        Pause = "pause",
+        Resume = "resume",
+        SetDay = "set_day",
+        BrakeSet = "brake_set",
+        BrakeRelease = "brake_release",
+        AcceptClock = "accept_clock",
+    }
     /// Pages of the admin plane.
     Handler {
         Landing = "landing",

@@ -8,9 +8,11 @@ pub mod backend;
 pub mod front_door;
 pub mod gate;
 pub mod intake;
+mod lanes;
 pub mod notify;
 mod ourselves;
 mod queue;
+mod ramp;
 pub mod reload;
 
 use std::io;
