@@ -120,8 +120,13 @@ choice!(
     }
 );
 choice!(
-    /// Limits per mailbox provider. Only the total so far.
-    Providers { Off = "off" }
+    /// What the first day with a brake does to the stage.
+    NextDay {
+        /// The stage stays.
+        Repeat = "repeat",
+        /// One stage back, as every further day in a row does.
+        StepBack = "step-back",
+    }
 );
 choice!(OverflowPolicy {
     /// To the legacy server at once.
@@ -141,7 +146,7 @@ choice!(
         Tls = "tls",
         /// The login was refused.
         Auth = "auth",
-        /// Refused for its reputation. Without effect in this version: no rule tells such replies yet.
+        /// Refused for good, as a rule knows, for who sends and not for the mail.
         Reputation = "reputation",
     }
 );

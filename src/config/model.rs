@@ -4,6 +4,7 @@
 use core::net::{IpAddr, SocketAddr};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -13,8 +14,9 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::choices::*;
+use super::providers::ProviderLanes;
 use super::values::{self, *};
-use crate::policy::Curve;
+use crate::policy::{Curve, Lanes, Providers, Signals};
 
 /// Everything the relay is told at start.
 #[derive(Clone, Debug)]
@@ -262,16 +264,34 @@ pub struct Warmup {
     /// Times the best day remembered that a limit may reach; 0 is off.
     #[serde(deserialize_with = "de::<Decimal, _>")]
     pub max_step: f64,
-    #[serde(deserialize_with = "de::<Providers, _>")]
-    pub providers: Providers,
+    /// Which mailbox providers have a limit of their own beside the total.
+    #[serde(deserialize_with = "de::<ProviderLanes, _>")]
+    pub providers: Lanes,
     pub pace: Pace,
     pub overflow: Overflow,
     /// Where named curves are looked up; `None`: those of the program.
     #[serde(deserialize_with = "de::<OptionalPath, _>")]
     pub curves_file: Option<PathBuf>,
+    /// Where the operators of mail servers are looked up; `None`: those of the program.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub providers_file: Option<PathBuf>,
+    pub brake: BrakeSettings,
+    /// Where the meaning of replies is looked up; `None`: the rules of the program.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub signals_file: Option<PathBuf>,
+    /// The rules of `signals_file`, or of the program; filled in when they were read.
+    #[serde(skip, default = "program_signals")]
+    pub signals: Arc<Signals>,
     /// What `curve` and its numbers come to; filled in when the curves were read.
     #[serde(skip)]
     pub shape: Curve,
+    /// What stands in `providers_file`; filled in when it was read.
+    #[serde(skip, default = "those_of_the_program")]
+    pub operators: Arc<Providers>,
+}
+
+fn those_of_the_program() -> Arc<Providers> {
+    Providers::embedded().clone()
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -282,6 +302,31 @@ pub struct Advance {
     /// Part of the day's limit that must have been sent for the day to count, above 0 up to 1.
     #[serde(deserialize_with = "de::<Share, _>")]
     pub min_used: f64,
+}
+
+/// When replies of a provider slow its lane down.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrakeSettings {
+    /// Attempts of this time are judged together.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub window: Duration,
+    /// Part of them that may be deferred, above 0 up to 1.
+    #[serde(deserialize_with = "de::<Share, _>")]
+    pub defer_ratio: f64,
+    /// Fewer attempts in the window say nothing.
+    #[serde(deserialize_with = "de::<Count, _>")]
+    pub min_attempts: u64,
+    /// How long a brake lasts for which no rule says how long.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub hold: Duration,
+    #[serde(deserialize_with = "de::<NextDay, _>")]
+    pub next_day: NextDay,
+}
+
+fn program_signals() -> Arc<Signals> {
+    static SHARED: LazyLock<Arc<Signals>> = LazyLock::new(|| Arc::new(Signals::embedded().clone()));
+    SHARED.clone()
 }
 
 /// How fast within the day.

@@ -183,8 +183,16 @@ impl WarmupGate {
             let lane = known.map_or(&fresh, |l| &l.record);
             let history: Vec<DayRecord> =
                 known.iter().flat_map(|l| l.history.iter().chain([&l.today])).copied().collect();
-            let boundary =
-                Boundary { lane, history: &history, set_day: None, share: 1.0, total_complete: false, today };
+            let ended = known.filter(|l| l.today.day < today);
+            let boundary = Boundary {
+                lane,
+                history: &history,
+                asked: ended.map_or(policy::StageStep::None, |l| l.brake.step),
+                set_day: None,
+                share: 1.0,
+                total_complete: false,
+                today,
+            };
             rules.day_boundary(&boundary)
         };
         match &self.rules {

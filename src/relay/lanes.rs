@@ -4,7 +4,7 @@
 use super::gate::WarmupGate;
 use crate::admin::api::{BrakeStatus, DayState, DayStatus, LaneChange, LaneStatus, PauseStatus, StallReason};
 use crate::admin::warmup::TOTAL;
-use crate::message::{BrakeLevel, BrakeRecord, Day, DayRecord, LaneId, LaneRecord, Queue, Timestamp};
+use crate::message::{BrakeLevel, BrakeRecord, Day, DayRecord, LaneId, LaneRecord, Queue, StageStep, Timestamp};
 use crate::policy::{self, Boundary, BrakeRules, Provider, Rules};
 use crate::spool::ledger::LaneLedger;
 use crate::spool::standing::SetLane;
@@ -86,7 +86,7 @@ pub fn state(gate: &WarmupGate, ledger: &Ledger, lane: &LaneLedger) -> DayState 
 
 /// What is left of a brake at `now`.
 pub fn brake(rules: &BrakeRules, record: &BrakeRecord, now: Timestamp) -> BrakeStatus {
-    let (level, until) = phase(record, rules, now);
+    let (level, until) = rules.phase(record, now);
     if level == BrakeLevel::Open {
         return BrakeStatus::default();
     }
@@ -95,18 +95,6 @@ pub fn brake(rules: &BrakeRules, record: &BrakeRecord, now: Timestamp) -> BrakeS
         since: Some(record.since),
         until: (until != Timestamp::NEVER).then_some(until),
         reason: record.reason.clone(),
-    }
-}
-
-/// The level in force at `now` and when it ends.
-pub fn phase(record: &BrakeRecord, rules: &BrakeRules, now: Timestamp) -> (BrakeLevel, Timestamp) {
-    let slow_until = record.until.after(rules.hold);
-    match record.level {
-        BrakeLevel::Paused => (BrakeLevel::Paused, Timestamp::NEVER),
-        BrakeLevel::Suspended if now < record.until => (BrakeLevel::Suspended, record.until),
-        BrakeLevel::Suspended if now < slow_until => (BrakeLevel::Slow, slow_until),
-        BrakeLevel::Slow if now < record.until => (BrakeLevel::Slow, record.until),
-        _ => (BrakeLevel::Open, Timestamp::NEVER),
     }
 }
 
@@ -147,14 +135,15 @@ pub fn set_day(gate: &WarmupGate, ledger: &Ledger, stage: u32, now: Timestamp) -
     let change = |set: &SetLane| {
         let lane = ledger.lane(set.record.lane)?;
         let days: Vec<DayRecord> = lane.history.iter().chain([&lane.today]).copied().collect();
+        let asked = lane.brake.step;
         Some(LaneChange {
             provider: name(set.record.lane)?.into(),
             day_before: lane.record.stage + 1,
             day: set.record.stage + 1,
             limit_before: lane.record.limit,
             limit: set.record.limit,
-            tomorrow_before: tomorrow(rules, &days, &lane.record, lane.memory),
-            tomorrow: tomorrow(rules, &days, &set.record, Some(set.memory)),
+            tomorrow_before: tomorrow(rules, &days, asked, &lane.record, lane.memory),
+            tomorrow: tomorrow(rules, &days, asked, &set.record, Some(set.memory)),
         })
     };
     gate.set_day(ledger, stage, now).iter().filter_map(change).collect()
@@ -166,8 +155,15 @@ pub fn changes_nothing(change: &LaneChange) -> bool {
     (day_before, limit_before, tomorrow_before) == (day, limit, tomorrow)
 }
 
-/// A lane's limit tomorrow if all is sent that `record` allows today. `days`: oldest first, today last.
-fn tomorrow(rules: &Rules, days: &[DayRecord], record: &LaneRecord, memory: Option<(Day, u64)>) -> Option<u64> {
+/// A lane's limit tomorrow if all is sent that `record` allows today. `days`: oldest first, today last; `asked`: by the
+/// brake today.
+fn tomorrow(
+    rules: &Rules,
+    days: &[DayRecord],
+    asked: StageStep,
+    record: &LaneRecord,
+    memory: Option<(Day, u64)>,
+) -> Option<u64> {
     let mut days = days.to_vec();
     let today = days.last_mut()?;
     today.sent = today.sent.max(record.limit.unwrap_or(0));
@@ -175,6 +171,7 @@ fn tomorrow(rules: &Rules, days: &[DayRecord], record: &LaneRecord, memory: Opti
     let boundary = Boundary {
         lane: record,
         history: &days,
+        asked,
         set_day: memory,
         share: record.share,
         total_complete: false,
@@ -241,11 +238,17 @@ mod tests {
         };
         let (yesterday, on_8, on_10) = (day(7, 854, 854, false), record(8, 1281), record(10, 1281));
         let days = |braked| [yesterday, day(8, 1281, 1019, braked)];
-        assert_eq!(tomorrow(&rules, &days(false), &on_8, None), Some(1922));
-        assert_eq!(tomorrow(&rules, &days(true), &on_8, None), Some(1281), "a braked day does not count");
-        let back = tomorrow(&rules, &days(false), &record(4, 253), None);
+        assert_eq!(tomorrow(&rules, &days(false), StageStep::None, &on_8, None), Some(1922));
+        assert_eq!(
+            tomorrow(&rules, &days(true), StageStep::None, &on_8, None),
+            Some(1281),
+            "a braked day does not count"
+        );
+        let asked_back = tomorrow(&rules, &days(true), StageStep::Back, &on_8, None);
+        assert_eq!(asked_back, Some(854), "nor stays one where a signal asks for a step back");
+        let back = tomorrow(&rules, &days(false), StageStep::None, &record(4, 253), None);
         assert_eq!(back, Some(379), "day 5 is used up already, so tomorrow is day 6");
-        let ahead = tomorrow(&rules, &days(false), &on_10, Some((Day(20_008), 1442)));
+        let ahead = tomorrow(&rules, &days(false), StageStep::None, &on_10, Some((Day(20_008), 1442)));
         assert_eq!(ahead, Some(2884), "no more than twice what counts as sent");
     }
 }

@@ -119,7 +119,7 @@ fn prepared(
             let lane = lane(ledger, provider)?;
             let until = now.after(Duration::from_secs(*for_seconds));
             let before = standing(ledger, lane);
-            let (level, ends) = lanes::phase(&before, brakes, now);
+            let (level, ends) = brakes.phase(&before, now);
             if level >= BrakeLevel::Suspended && ends >= until {
                 let ends = if ends == Timestamp::NEVER { "until it is released" } else { "for longer than that" };
                 return unchanged(format!("{provider} is braked already, {ends}: {}", before.reason));
@@ -139,13 +139,11 @@ fn prepared(
         Change::BrakeRelease { provider } => {
             let lane = lane(ledger, provider)?;
             let before = standing(ledger, lane);
-            if lanes::phase(&before, brakes, now).0 == BrakeLevel::Open && before.step != StageStep::Freeze {
+            if brakes.level(&before, now) == BrakeLevel::Open && before.step != StageStep::Freeze {
                 return unchanged(format!("no brake of {provider} is on"));
             }
             answer.waiting = lanes::waiting(ledger, lane);
-            // The day stays braked.
-            let step = if before.step == StageStep::Freeze { StageStep::Hold } else { before.step };
-            What::Brake { lane, record: BrakeRecord { level: BrakeLevel::Open, touched: true, step, ..before } }
+            What::Brake { lane, record: BrakeRecord { touched: true, ..brakes.released(&before) } }
         }
     };
     Ok((what, answer))
