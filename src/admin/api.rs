@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use super::queue::{
     ActionAnswer, LeftAlone, QueueAction, QueueStep, RouteName, Selection, ShownMessage, ShownPart, StepAnswer,
 };
+use super::streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 pub use super::warmup::{
     AuditEntry, AuditPage, BrakeStatus, BrakeWord, Change, ChangeAnswer, ChangeOrder, DayStatus, LaneChange,
     LaneStatus, PauseStatus,
@@ -401,6 +402,9 @@ pub enum Command {
     Audit {
         since_seconds: u64,
     },
+    StreamList,
+    StreamMove(MoveOrder),
+    StreamUndo(UndoOrder),
 }
 
 /// One answer: a line of JSON.
@@ -430,6 +434,8 @@ pub enum Answer {
     Audit(AuditPage),
     /// Everything is as it was asked to be already; nothing was changed.
     NoChange(String),
+    StreamList(StreamPage),
+    StreamMove(Box<MoveAnswer>),
     /// The request was not understood or not allowed; asking again does not help.
     Refused(String),
     /// The relay could not do it now.

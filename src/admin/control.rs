@@ -180,6 +180,13 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
             Err(why) => Err(BackendError::Refused(why)),
         },
         Command::Audit { since_seconds } => backend.audit(since_seconds).await.map(Answer::Audit),
+        Command::StreamList => backend.streams().await.map(Answer::StreamList),
+        Command::StreamMove(order) => {
+            backend.move_stream(order, actor).await.map(|answer| Answer::StreamMove(Box::new(answer)))
+        }
+        Command::StreamUndo(order) => {
+            backend.undo_move(order, actor).await.map(|answer| Answer::StreamMove(Box::new(answer)))
+        }
         Command::QueueStep(step) => backend.step(step, actor).await.map(Answer::QueueStep),
     };
     outcome.unwrap_or_else(|error| match error {

@@ -13,7 +13,9 @@ pub(crate) mod fake;
 pub mod queue;
 mod readiness;
 pub mod server;
+pub mod streams;
 pub mod warmup;
+pub mod when;
 
 use std::any::Any;
 use std::future::Future;
@@ -26,6 +28,7 @@ use api::{
     AuditPage, ChangeAnswer, ChangeOrder, ClockAnswer, QueueAction, QueueFilter, QueuePage, QueueStep, Selection,
     ShownMessage, Snapshot, StepAnswer,
 };
+use streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -63,6 +66,15 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What operators did in the last `since_seconds`, as far as it is kept.
     fn audit(&self, since_seconds: u64) -> BoxFuture<'_, Result<AuditPage, BackendError>>;
+
+    /// Every stream, and where its mail goes.
+    fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>>;
+
+    /// What moving a stream means; with `yes` it is done, for the user `actor`.
+    fn move_stream(&self, order: MoveOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>>;
+
+    /// What taking back the last move of a stream means; with `yes` it is done, for the user `actor`.
+    fn undo_move(&self, order: UndoOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>>;
 
     /// The SMTP listeners that should be answering now; none once the relay is stopping.
     fn listeners(&self) -> Vec<ListenerProbe>;

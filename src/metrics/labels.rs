@@ -147,6 +147,11 @@ labels! {
         BrakeRelease = "brake_release",
         AcceptClock = "accept_clock",
     }
+    /// What an operator did to a stream.
+    StreamAction {
+        Move = "move",
+        Undo = "undo",
+    }
     /// Pages of the admin plane.
     Handler {
         Landing = "landing",
