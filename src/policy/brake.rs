@@ -99,6 +99,24 @@ pub struct BrakedDay {
     pub step: StageStep,
 }
 
+/// The level in force at `now` of a brake that was put on at `level` until `until`, and when that ends.
+pub fn phase(level: Level, until: Timestamp, rules: &BrakeRules, now: Timestamp) -> (Level, Timestamp) {
+    match level {
+        Level::Paused => (Level::Paused, Timestamp::NEVER),
+        Level::Suspended if now < until => (Level::Suspended, until),
+        // Not from nothing to everything: the provider has just asked for less.
+        Level::Suspended if now < until.after(rules.hold) => (Level::Slow, until.after(rules.hold)),
+        Level::Slow if now < until => (Level::Slow, until),
+        _ => (Level::Open, Timestamp::NEVER),
+    }
+}
+
+/// The pace of a lane with `limit` that goes slow. `None`: only the ledger bounds.
+pub fn slow_pace(warmup: &Rules, limit: Option<u64>) -> Option<Pace> {
+    // A lane that is complete has no limit to take a part of; its brake is the suspension.
+    limit.and_then(|limit| Pace::of(limit, warmup.hourly / SLOW_DIVISOR, warmup.burst / SLOW_DIVISOR))
+}
+
 impl Brake {
     /// The level in force at `now`.
     pub fn level(&self, rules: &BrakeRules, now: Timestamp) -> Level {
@@ -107,14 +125,7 @@ impl Brake {
 
     /// The level in force at `now` and when it ends.
     fn phase(&self, rules: &BrakeRules, now: Timestamp) -> (Level, Timestamp) {
-        match self.level {
-            Level::Paused => (Level::Paused, Timestamp::NEVER),
-            Level::Suspended if now < self.until => (Level::Suspended, self.until),
-            // Not from nothing to everything: the provider has just asked for less.
-            Level::Suspended if now < self.until.after(rules.hold) => (Level::Slow, self.until.after(rules.hold)),
-            Level::Slow if now < self.until => (Level::Slow, self.until),
-            _ => (Level::Open, Timestamp::NEVER),
-        }
+        phase(self.level, self.until, rules, now)
     }
 
     /// What a lane is told while nothing may leave.
@@ -127,8 +138,7 @@ impl Brake {
     pub fn pace(&self, rules: &BrakeRules, warmup: &Rules, limit: Option<u64>, now: Timestamp) -> Option<Pace> {
         match self.level(rules, now) {
             Level::Open => warmup.pace(limit),
-            // A lane that is complete has no limit to take a part of; its brake is the suspension.
-            _ => limit.and_then(|limit| Pace::of(limit, warmup.hourly / SLOW_DIVISOR, warmup.burst / SLOW_DIVISOR)),
+            _ => slow_pace(warmup, limit),
         }
     }
 

@@ -212,7 +212,7 @@ fn status_line(numbers: &Numbers) -> String {
 fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Option<Warmup> {
     let (span, lane) = (ledger.span()?, ledger.lane(LaneId::TOTAL)?);
     let view = gate.view_of_total(ledger, StreamId::DEFAULT, now)?;
-    let state = gate.state(lane);
+    let state = gate.state(ledger, lane, now);
     let limit = lane.record.limit;
     let running = gate.rules().filter(|_| state != Some(policy::State::NotStarted));
     let room = view.room(now);

@@ -321,7 +321,7 @@ fn assemble(
     settings: &Settings,
     clock: Arc<TrustedClock>,
     gate: WarmupGate,
-    plan: Plan,
+    mut plan: Plan,
     front_door: FrontDoor,
     sockets: Sockets,
     watermark: Watermark,
@@ -340,6 +340,7 @@ fn assemble(
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
     let gate = Arc::new(LiveGate::new(gate));
+    plan.order = gate.current().order_now(spool.ledger(), clock.now());
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
     let routes = Arc::new(LiveRoutes::new(dispatcher.clone()));
     let (handle, committer) = committer::start(spool, gate.clone(), routes.clone(), clock.clone()).map_err(io)?;

@@ -397,6 +397,7 @@ impl Gate for FixedGate {
             span,
             lanes: self.limits.iter().map(|(lane, limit)| Self::record(*lane, *limit)).collect(),
             braked: vec![],
+            memories: vec![],
         })
     }
 
