@@ -264,6 +264,16 @@ const BROKEN: &[(&str, usize, &[&str])] = &[
         5,
         &["`warmup.curves_file`", "a file of curves", "No such file"],
     ),
+    (
+        "[warmup]\ntarget = 5\nsignals_file = 'none/such.toml'",
+        5,
+        &["`warmup.signals_file`", "a file of rules for replies", "No such file"],
+    ),
+    ("[warmup]\ntarget = 5\nbrake = { window = '59s' }", 5, &["`warmup.brake.window`", "from \"1m\" to \"1d\""]),
+    ("[warmup]\ntarget = 5\nbrake = { defer_ratio = '0%' }", 5, &["`warmup.brake.defer_ratio`", "above \"0%\""]),
+    ("[warmup]\ntarget = 5\nbrake = { min_attempts = 0 }", 5, &["`warmup.brake.min_attempts` = 0", "from 1 to"]),
+    ("[warmup]\ntarget = 5\nbrake = { hold = '8d' }", 5, &["`warmup.brake.hold` = \"8d\"", "to \"7d\""]),
+    ("[warmup]\ntarget = 5\nbrake = { next_day = 'on' }", 5, &["`warmup.brake.next_day`", "\"repeat\", \"step-back\""]),
     ("[warmup]\ntarget = 5\ncustom = [5]", 5, &["`warmup.custom` = [5]", "the curve be \"custom\""]),
     ("[warmup]\ntarget = 5\nfirst_day = 0", 5, &["`warmup.first_day` = 0", "must be from 1"]),
     ("[warmup]\ntarget = 5\ngrowth = 0.9", 5, &["`warmup.growth` = 0.9", "must be from 1 to 10"]),
@@ -560,6 +570,36 @@ fn a_curves_file_replaces_the_curves_of_the_program() {
     write(curve("calm", "[10]"));
     let faults = Settings::load(&path, std::iter::empty()).expect_err("not in the file").to_string();
     assert!(faults.contains("`warmup.curve` = \"standard\": must be one of calm, formula, custom"), "{faults}");
+}
+
+#[test]
+fn a_signals_file_replaces_the_rules_of_the_program() {
+    let rule = |minutes: &str, example: &str| {
+        format!(
+            "[[signals]]\nid = \"house-rate\"\nprovider = \"*\"\nreply = [451]\ntext = 'house rate'\nclass = \"rate\"\n\
+             scope = \"ip\"\naction = \"slow\"\nminutes = {minutes}\nbasis = \"ours\"\nexamples = [\"{example}\"]\n\
+             source = [\"ourselves\"]\n"
+        )
+    };
+    let (own, path) = folder(&format!("{NEW}[warmup]\ntarget = 500\nsignals_file = 'own.toml'\n"));
+    let write = |text: String| fs::write(own.path().join("own.toml"), text).expect("the rules can be written");
+    let said = |text: &str| mailramp::reply::Reply::from_line(text).expect("a reply");
+    write(rule("30", "451 the house rate is reached"));
+    let loaded = Settings::load(&path, std::iter::empty()).expect("a rule");
+    let signals = loaded.settings.warmup.expect("a ramp").signals;
+    assert!(signals.classify("google", &said("451 house rate")).is_some_and(|signal| signal.id == "house-rate"));
+    let of_the_program = said("421 4.7.28 unusual rate of mail originating from your IP address");
+    assert!(signals.classify("google", &of_the_program).is_none(), "replaced, not added to");
+
+    write(rule("0", "250 taken"));
+    let faults = Settings::load(&path, std::iter::empty()).expect_err("wrong rules").to_string();
+    let place = own.path().join("own.toml").display().to_string();
+    let minutes = format!("{place}:9:11  `minutes` of signal `house-rate` = 0: must be from 1 to");
+    assert!(faults.contains(&minutes), "{faults}");
+
+    let none = Settings::from_toml(&format!("{NEW}[warmup]\ntarget = 500\n"), "m.toml").expect("settings");
+    let signals = none.settings.warmup.expect("a ramp").signals;
+    assert!(signals.classify("google", &of_the_program).is_some(), "without a file the rules of the program hold");
 }
 
 #[test]

@@ -25,8 +25,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["clock", "dns", "log", "message", "metrics", "policy::RetrySchedule", "policy::retry", "reply", "spool"],
     ),
     ("admin", &["clock", "log", "message", "metrics", "reply"]),
-    // Of the policy only what a curve is: a settings file names one.
-    ("config", &["clock", "message", "policy::Curve", "policy::Presets", "policy::presets"]),
+    // Of the policy only what a curve is and how files of rules read: a settings file names them.
+    (
+        "config",
+        &[
+            "clock",
+            "message",
+            "policy::Curve",
+            "policy::Presets",
+            "policy::Providers",
+            "policy::Signals",
+            "policy::presets",
+            "policy::rule_file",
+        ],
+    ),
     // The place that joins the concrete pieces.
     (
         "relay",
@@ -159,6 +171,7 @@ const IO: &[&str] = &[
     "config/mod.rs",
     "config/curves.rs",
     "config/load.rs",
+    "config/rules.rs",
     "cli/",
 ];
 

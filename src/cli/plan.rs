@@ -18,7 +18,7 @@ use jiff::tz::TimeZone;
 use super::{Context, Failure, exit, json};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{
-    self, AdvanceOn, CurveName, Loaded, OverflowPolicy, Settings, Warmup, curves, process_environment,
+    self, AdvanceOn, CurveName, Loaded, OverflowPolicy, Settings, Warmup, curves, process_environment, rules::Unread,
 };
 use crate::policy::calendar::day_of_date;
 use crate::policy::plan::{Case, Demand, Plan, plan};
@@ -116,10 +116,10 @@ fn settings(context: &Context<'_>) -> Result<Option<Loaded>, Failure> {
     loaded.map(Some).map_err(|faults| Failure::new(exit::CONFIG, faults.to_string()))
 }
 
-fn unread(why: &curves::Unread) -> Failure {
+fn unread(why: &Unread) -> Failure {
     let text = match why {
-        curves::Unread::File(must) => format!("`warmup.curves_file` {must}"),
-        curves::Unread::Faults(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+        Unread::File(must) => format!("`warmup.curves_file` {must}"),
+        Unread::Faults(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
     };
     Failure::new(exit::CONFIG, text)
 }

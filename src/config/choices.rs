@@ -123,6 +123,15 @@ choice!(
     /// Limits per mailbox provider. Only the total so far.
     Providers { Off = "off" }
 );
+choice!(
+    /// What the first day with a brake does to the stage.
+    NextDay {
+        /// The stage stays.
+        Repeat = "repeat",
+        /// One stage back, as every further day in a row does.
+        StepBack = "step-back",
+    }
+);
 choice!(OverflowPolicy {
     /// To the legacy server at once.
     Legacy = "legacy",
@@ -141,7 +150,7 @@ choice!(
         Tls = "tls",
         /// The login was refused.
         Auth = "auth",
-        /// Refused for its reputation. Without effect in this version: no rule tells such replies yet.
+        /// Refused for good, as a rule knows, for who sends and not for the mail.
         Reputation = "reputation",
     }
 );

@@ -3,37 +3,16 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use super::load;
-use super::{CurveName, Fault, Origin, Warmup, keys};
+use super::rules::{self, Unread};
+use super::{CurveName, Warmup, keys};
 use crate::policy::{Curve, Presets};
-
-/// Why there are no curves.
-#[derive(Debug)]
-pub enum Unread {
-    /// The file itself; the text says what it must be.
-    File(String),
-    /// What it holds, each fault with its place.
-    Faults(Vec<Fault>),
-}
 
 /// Reads `file`; the curves of the program without one.
 pub fn read(file: Option<&Path>) -> Result<Cow<'static, Presets>, Unread> {
-    let Some(path) = file else { return Ok(Cow::Borrowed(Presets::embedded())) };
-    let shown = path.display().to_string();
-    let bytes = load::read_bounded(path, load::FILE_MAX_BYTES).map_err(|why| {
-        Unread::File(format!(
-            "must be a file of curves that can be read, or \"\" for those of the program; {shown}: {why}"
-        ))
-    })?;
-    let text =
-        String::from_utf8(bytes).map_err(|_| Unread::File(format!("must be a file of UTF-8 text; {shown} is not")))?;
-    let presets = Presets::parse(&text).map_err(|faults| {
-        let place = |line, column| Origin::File { name: shown.clone(), line, column };
-        Unread::Faults(
-            faults.into_iter().map(|f| Fault { origin: place(f.line, f.column), message: f.message }).collect(),
-        )
-    })?;
-    Ok(Cow::Owned(presets))
+    match file {
+        None => Ok(Cow::Borrowed(Presets::embedded())),
+        Some(path) => rules::read(path, "curves", Presets::parse).map(Cow::Owned),
+    }
 }
 
 /// The curve that the settings mean. `Err` says what `warmup.curve` or its numbers must be.

@@ -99,6 +99,12 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<OverflowPolicy>("overflow.policy", r#""hold-then-legacy""#),
             key::<Span>("overflow.max_wait", r#""15m""#),
             key::<OptionalPath>("curves_file", r#""""#),
+            key::<Span>("brake.window", r#""15m""#),
+            key::<Share>("brake.defer_ratio", r#""10%""#),
+            key::<Count>("brake.min_attempts", "20"),
+            key::<Span>("brake.hold", r#""1h""#),
+            key::<NextDay>("brake.next_day", r#""repeat""#),
+            key::<OptionalPath>("signals_file", r#""""#),
         ],
     ),
     (
@@ -151,16 +157,8 @@ pub(super) const DEFAULT_LISTENER: &[(&str, &str)] =
 pub(super) const OPTIONAL_SECTIONS: [&str; 2] = ["legacy", "warmup"];
 
 /// Documented, not built yet. A name stands for all that is below it.
-const LATER: &[&str] = &[
-    "http.token_file",
-    "http.allowed_hosts",
-    "warmup.brake",
-    "warmup.signals_file",
-    "preflight",
-    "streams",
-    "listeners.stream",
-    "listeners.stream_header",
-];
+const LATER: &[&str] =
+    &["http.token_file", "http.allowed_hosts", "preflight", "streams", "listeners.stream", "listeners.stream_header"];
 
 static ALL: LazyLock<Vec<(String, &'static Key)>> = LazyLock::new(|| {
     let path = |section: &str, key: &Key| match section {

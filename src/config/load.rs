@@ -5,12 +5,14 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use config::{ConfigError, Map, Source, Value, ValueKind};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::curves;
 use super::keys;
+use super::rules::{self, Unread};
 use super::strict::{self, Layer};
 use super::tables::{AuthTable, Tables, UpstreamTable};
 use super::validate::{self, Judge};
@@ -20,6 +22,7 @@ use super::{
     Upstream, UpstreamTls, UsersSettings, Warmup,
 };
 use crate::message::Timestamp;
+use crate::policy::{Providers, Signals};
 
 /// A settings file that was read, and what its surroundings are.
 pub(super) struct Input<'a> {
@@ -161,7 +164,9 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
             OverflowPolicy::HoldThenLegacy | OverflowPolicy::Hold => {}
         }
         warmup.curves_file = warmup.curves_file.map(|path| input.folder.join(path));
+        warmup.signals_file = warmup.signals_file.map(|path| input.folder.join(path));
         shape(&mut warmup, judge);
+        signals(&mut warmup, judge);
         warmup
     });
     Settings {
@@ -183,8 +188,7 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
 fn shape(warmup: &mut Warmup, judge: &mut Judge<'_>) {
     let presets = match curves::read(warmup.curves_file.as_deref()) {
         Ok(presets) => presets,
-        Err(curves::Unread::File(must)) => return judge.fault(&["warmup.curves_file"], &must),
-        Err(curves::Unread::Faults(mut faults)) => return judge.faults.append(&mut faults),
+        Err(unread) => return refuse("warmup.curves_file", unread, judge),
     };
     match curves::shape(warmup, &presets) {
         Ok(curve) => warmup.shape = curve,
@@ -193,6 +197,22 @@ fn shape(warmup: &mut Warmup, judge: &mut Judge<'_>) {
     }
     if warmup.shape.highest().is_some_and(|highest| highest < warmup.target as f64) {
         judge.warn("warmup.curve", "the curve stands still below the target and never ends; choose one that grows on");
+    }
+}
+
+/// Without a file of the operator's the rules of the program stay.
+fn signals(warmup: &mut Warmup, judge: &mut Judge<'_>) {
+    let Some(path) = &warmup.signals_file else { return };
+    match rules::read(path, "rules for replies", |text| Signals::parse(text, Providers::embedded())) {
+        Ok(signals) => warmup.signals = Arc::new(signals),
+        Err(unread) => refuse("warmup.signals_file", unread, judge),
+    }
+}
+
+fn refuse(key: &str, unread: Unread, judge: &mut Judge<'_>) {
+    match unread {
+        Unread::File(must) => judge.fault(&[key], &must),
+        Unread::Faults(mut faults) => judge.faults.append(&mut faults),
     }
 }
 

@@ -5,13 +5,14 @@
 //! Secrets are read here and never printed.
 //!
 //! `strict` finds what is malformed and where; the `config` crate lays defaults, file and environment over each
-//! other; `validate` judges the whole, `curves` finds the curve. `values` and `keys` say what is well-formed, `model` and `choices` are what comes out.
+//! other; `validate` judges the whole, `curves` finds the curve, `rules` reads files of rules. `values` and `keys` say what is well-formed, `model` and `choices` are what comes out.
 
 mod choices;
 pub mod curves;
 mod keys;
 mod load;
 mod model;
+pub mod rules;
 mod show;
 mod strict;
 mod tables;

@@ -4,6 +4,7 @@
 use core::net::{IpAddr, SocketAddr};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -14,7 +15,7 @@ use serde::Deserialize;
 
 use super::choices::*;
 use super::values::{self, *};
-use crate::policy::Curve;
+use crate::policy::{Curve, Signals};
 
 /// Everything the relay is told at start.
 #[derive(Clone, Debug)]
@@ -269,6 +270,13 @@ pub struct Warmup {
     /// Where named curves are looked up; `None`: those of the program.
     #[serde(deserialize_with = "de::<OptionalPath, _>")]
     pub curves_file: Option<PathBuf>,
+    pub brake: BrakeSettings,
+    /// Where the meaning of replies is looked up; `None`: the rules of the program.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub signals_file: Option<PathBuf>,
+    /// The rules of `signals_file`, or of the program; filled in when they were read.
+    #[serde(skip, default = "program_signals")]
+    pub signals: Arc<Signals>,
     /// What `curve` and its numbers come to; filled in when the curves were read.
     #[serde(skip)]
     pub shape: Curve,
@@ -282,6 +290,31 @@ pub struct Advance {
     /// Part of the day's limit that must have been sent for the day to count, above 0 up to 1.
     #[serde(deserialize_with = "de::<Share, _>")]
     pub min_used: f64,
+}
+
+/// When replies of a provider slow its lane down.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrakeSettings {
+    /// Attempts of this time are judged together.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub window: Duration,
+    /// Part of them that may be deferred, above 0 up to 1.
+    #[serde(deserialize_with = "de::<Share, _>")]
+    pub defer_ratio: f64,
+    /// Fewer attempts in the window say nothing.
+    #[serde(deserialize_with = "de::<Count, _>")]
+    pub min_attempts: u64,
+    /// How long a brake lasts for which no rule says how long.
+    #[serde(deserialize_with = "de::<Span, _>")]
+    pub hold: Duration,
+    #[serde(deserialize_with = "de::<NextDay, _>")]
+    pub next_day: NextDay,
+}
+
+fn program_signals() -> Arc<Signals> {
+    static SHARED: LazyLock<Arc<Signals>> = LazyLock::new(|| Arc::new(Signals::embedded().clone()));
+    SHARED.clone()
 }
 
 /// How fast within the day.

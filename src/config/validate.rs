@@ -306,6 +306,7 @@ fn warmup(warmup: &Warmup, tables: &Tables, now: Timestamp, judge: &mut Judge<'_
     );
     pace(&warmup.pace, judge);
     overflow(&warmup.overflow, tables, judge);
+    brake(&warmup.brake, judge);
     let today = jiff::Timestamp::from_second(now.seconds()).map(|now| tables.timezone.to_datetime(now).date());
     if let (Some(start), Ok(today)) = (warmup.start, today)
         && start > today
@@ -375,6 +376,14 @@ fn overflow(overflow: &Overflow, tables: &Tables, judge: &mut Judge<'_>) {
         let must = "must be \"hold\" or left out when there is no [legacy]; or add [legacy]";
         judge.fault(&["warmup.overflow.policy", "legacy"], must);
     }
+}
+
+fn brake(brake: &BrakeSettings, judge: &mut Judge<'_>) {
+    judge.span("warmup.brake.window", brake.window, MINUTE, DAY);
+    let ratio = "must be above \"0%\"; to brake by rules alone, set it to \"100%\"";
+    judge.require(brake.defer_ratio > 0.0, &["warmup.brake.defer_ratio"], ratio);
+    judge.count("warmup.brake.min_attempts", brake.min_attempts, 1, 1_000_000);
+    judge.span("warmup.brake.hold", brake.hold, MINUTE, 7 * DAY);
 }
 
 fn queue(queue: &QueueSettings, smtp: &Smtp, judge: &mut Judge<'_>) {

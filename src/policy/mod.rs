@@ -40,14 +40,14 @@ pub mod stream;
 pub mod wait;
 
 pub use allowance::{Bound, Bounds, Closed, LaneView, Wake};
-pub use brake::{Brake, BrakeRules};
+pub use brake::{Brake, BrakeRules, Braked};
 pub use calendar::Calendar;
 pub use curve::Curve;
 pub use pace::{OpenHours, Pace, Window};
 pub use presets::{Preset, Presets};
 pub use provider::{Operator, Provider, Providers};
 pub use retry::RetrySchedule;
-pub use signal::{Signal, Signals};
+pub use signal::{Signal, Signals, StageStep};
 pub use stage::{Boundary, NextDay, Step};
 pub use state::{Refusals, StallReason, State};
 pub use stream::{Overflow, StreamRoute, StreamRules};

@@ -188,6 +188,7 @@ pub fn plan(case: &Case<'_>) -> Plan {
             lane: &lane,
             history: &history,
             set_day: None,
+            asked: super::StageStep::None,
             share: 1.0,
             total_complete: false,
             today,

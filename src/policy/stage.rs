@@ -4,6 +4,7 @@
 //! of what was really sent, and sinks again when nothing is sent: the memory `best` fades. What a lane is *called*
 //! (complete, ample, stalled) is in `state`.
 
+use super::signal::StageStep;
 use super::state;
 use super::{Advance, AfterBrake, Rules, whole};
 use crate::message::{Day, DayRecord, LaneId, LaneRecord};
@@ -50,6 +51,8 @@ pub struct Step {
     pub sent: u64,
     /// Braked or paused days in a row up to and with the one that ended.
     pub braked_run: u32,
+    /// The strongest step that signals asked for on the day that ended.
+    pub asked: StageStep,
     /// [`best`] of all days.
     pub best: f64,
     /// [`best`] of the days after the last braked one: a provider lane keeps at least this. `None` for the total.
@@ -73,6 +76,8 @@ pub struct Boundary<'a> {
     pub lane: &'a LaneRecord,
     /// Its last 31 days in any order; the one that ended among them if mailramp ran.
     pub history: &'a [DayRecord],
+    /// The strongest step that signals asked for on the day that ended.
+    pub asked: StageStep,
     /// `set-day N` enters [`Rules::memory_of_set_day`] as if sent on that day.
     pub set_day: Option<(Day, u64)>,
     /// Share of the new day. Ignored for the total.
@@ -86,12 +91,11 @@ pub struct Boundary<'a> {
 impl Rules {
     /// Stage and limit of the day that begins.
     pub fn next_day(&self, step: &Step) -> NextDay {
-        let counted = step.braked_run == 0 && self.counts(step.sent, step.limit);
-        let mut stage = match (counted, step.braked_run) {
-            (true, _) => step.stage.saturating_add(1),
-            (false, 0) => step.stage,
-            (false, 1) if self.after_brake == AfterBrake::Repeat => step.stage,
-            (false, _) => step.stage.saturating_sub(1),
+        let braked = step.braked_run > 0 || step.asked != StageStep::None;
+        let counted = !braked && self.counts(step.sent, step.limit);
+        let mut stage = match counted {
+            true => step.stage.saturating_add(1),
+            false => step.stage.saturating_sub(self.stages_back(step.braked_run, step.asked)),
         };
         let allowed = |stage| self.curve.at(stage) * step.share;
         let cap = self.cap(step.best, allowed(0));
@@ -102,6 +106,22 @@ impl Rules {
             stage -= 1;
         }
         NextDay { stage, limit: whole(limit).max(1), counted }
+    }
+
+    /// Stages that a lane loses for a day that did not count: none for one without a brake.
+    fn stages_back(&self, braked_run: u32, asked: StageStep) -> u32 {
+        let by_run = match braked_run {
+            0 => 0,
+            1 if self.after_brake == AfterBrake::Repeat => 0,
+            _ => 1,
+        };
+        match asked {
+            StageStep::None | StageStep::Hold => by_run,
+            StageStep::Back => 1,
+            StageStep::BackTwo => 2,
+            // Whoever mends the fault finds the lane where it was.
+            StageStep::Freeze => 0,
+        }
     }
 
     /// The record of the day that begins. Call it once per boundary, the total first; for days mailramp was not
@@ -130,6 +150,7 @@ impl Rules {
             limit: ended.and_then(|record| record.limit),
             sent: ended.map_or(0, |record| record.sent),
             braked_run,
+            asked: boundary.asked,
             best: remembered(None),
             floor: (!is_total).then(|| remembered(last_braked)),
         });
@@ -217,6 +238,7 @@ mod tests {
                 lane: &lane,
                 history: &history,
                 set_day: None,
+                asked: StageStep::None,
                 share: 1.0,
                 total_complete: false,
                 today,
@@ -237,6 +259,7 @@ mod tests {
                 lane: &lane,
                 history: &early,
                 set_day: None,
+                asked: StageStep::None,
                 share: 1.0,
                 total_complete: true,
                 today: Day(START.0 + n),
@@ -257,6 +280,7 @@ mod tests {
             lane: &lane,
             history: &history,
             set_day: None,
+            asked: StageStep::None,
             share: 1.0,
             total_complete: false,
             today: START.next(),
@@ -323,6 +347,43 @@ mod tests {
     }
 
     #[test]
+    fn signals_ask_for_more_than_a_braked_day_does() {
+        let next = |braked_run, asked, after_brake| {
+            let (share, sent, best) = (1.0, 1_000, 1_000.0);
+            let rules = Rules { after_brake, ..rules() };
+            let step = Step { share, stage: 8, limit: Some(1_000), sent, braked_run, asked, best, floor: Option::None };
+            let next = rules.next_day(&step);
+            assert_eq!(next.counted, braked_run == 0 && asked == StageStep::None);
+            next.stage
+        };
+        use StageStep::{Back, BackTwo, Freeze, Hold, None};
+        // What was asked for; the stage of 8 after no braked day, a first and a second one; the first with `step-back`.
+        let rows = [
+            (None, [9, 8, 7, 7]),
+            (Hold, [8, 8, 7, 7]),
+            (Back, [7, 7, 7, 7]),
+            (BackTwo, [6, 6, 6, 6]),
+            (Freeze, [8, 8, 8, 8]),
+        ];
+        for (asked, expected) in rows {
+            let by_run = [0, 1, 2].map(|run| next(run, asked, AfterBrake::Repeat));
+            let stages = [by_run[0], by_run[1], by_run[2], next(1, asked, AfterBrake::StepBack)];
+            assert_eq!(stages, expected, "{asked:?}");
+        }
+        let foot = Step {
+            share: 1.0,
+            stage: 1,
+            limit: Some(75),
+            sent: 75,
+            braked_run: 1,
+            asked: BackTwo,
+            best: 75.0,
+            floor: Option::None,
+        };
+        assert_eq!(rules().next_day(&foot).stage, 0, "not below the foot of the curve");
+    }
+
+    #[test]
     fn steady_mail_completes_on_the_third_boundary_and_then_has_no_limit() {
         let (_, limits) =
             live(&rules(), 19, |n, limit| DayRecord { offered: 12_000, ..day(n, limit, limit.min(12_000)) });
@@ -348,6 +409,7 @@ mod tests {
             lane: &lane,
             history: &[day(0, 50, 50)],
             set_day: Some((START, memory)),
+            asked: StageStep::None,
             share: 1.0,
             total_complete: false,
             today: START.next(),

@@ -449,6 +449,10 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
             config::AdvanceOn::Calendar => policy::Advance::Calendar,
         },
         max_step: warmup.max_step,
+        after_brake: match warmup.brake.next_day {
+            config::NextDay::Repeat => policy::AfterBrake::Repeat,
+            config::NextDay::StepBack => policy::AfterBrake::StepBack,
+        },
         hourly: warmup.pace.hourly,
         burst: warmup.pace.burst,
         window: clock_times(window.opens_minute, window.closes_minute).parse().map_err(|e| wrong(&e))?,

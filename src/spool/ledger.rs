@@ -368,8 +368,10 @@ impl Ledger {
                     lane.history.pop_front();
                 }
                 lane.today = DayRecord { day, ..DayRecord::default() };
-                lane.brake.touched = turn.braked.contains(&record.lane);
-                lane.brake.step = StageStep::None;
+                // What is frozen stays so until a person acts, and no day of it counts.
+                let frozen = lane.brake.step == StageStep::Freeze;
+                lane.brake.touched = frozen || turn.braked.contains(&record.lane);
+                lane.brake.step = if frozen { StageStep::Freeze } else { StageStep::None };
                 lane.today.braked = lane.brake.touched || self.standing.pause.is_some();
                 self.changes.brakes.insert(record.lane);
                 lane.streams.retain(|(_, d), _| d.0 >= day.0 - STREAM_DAYS);

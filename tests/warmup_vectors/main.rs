@@ -92,6 +92,7 @@ fn the_next_day_has_the_stage_and_limit_of_the_oracle() {
         let rules =
             Rules { curve: Curve::new(floats(&case["curve"]), float(&case, "growth")).unwrap(), ..Rules::default() };
         let next = rules.next_day(&Step {
+            asked: mailramp::policy::StageStep::None,
             share: case["share_next"].as_f64().unwrap_or(float(&case, "share")),
             stage: number(&case, "stage") as u32,
             limit: Some(number(&case, "limit")),

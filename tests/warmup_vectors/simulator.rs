@@ -278,7 +278,15 @@ impl Simulation {
             let share = auto_share(week_of(lane), offered_all, prior, self.scenario.rules.curve.first());
             let boundary = |record: &LaneRecord| {
                 let recent = &lane.history[lane.history.len().saturating_sub(31)..];
-                let boundary = Boundary { lane: record, history: recent, set_day: None, share, total_complete, today };
+                let boundary = Boundary {
+                    lane: record,
+                    history: recent,
+                    asked: mailramp::policy::StageStep::None,
+                    set_day: None,
+                    share,
+                    total_complete,
+                    today,
+                };
                 self.scenario.rules.day_boundary(&boundary)
             };
             let record = boundary(&lane.record);

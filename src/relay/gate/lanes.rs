@@ -5,7 +5,7 @@
 //! stands, as if it had always had its share.
 
 use super::{WEEK_DAYS, WarmupGate};
-use crate::message::{BrakeLevel, Day, DayRecord, DaySpan, LaneId, LaneRecord, Timestamp};
+use crate::message::{BrakeLevel, Day, DayRecord, DaySpan, LaneId, LaneRecord, StageStep, Timestamp};
 use crate::policy::stage::{auto_share, best};
 use crate::policy::{Boundary, Provider, Rules};
 use crate::spool::ledger::LaneLedger;
@@ -185,7 +185,9 @@ fn record(rules: &Rules, ledger: &Ledger, id: LaneId, share: f64, total_complete
     let days = known.into_iter().flat_map(|l| l.history.iter().chain([&l.today]));
     let history: Vec<DayRecord> = days.copied().collect();
     let set_day = known.and_then(|l| l.memory);
-    rules.day_boundary(&Boundary { lane, history: &history, set_day, share, total_complete, today })
+    let ended = known.filter(|l| l.today.day < today);
+    let asked = ended.map_or(StageStep::None, |l| l.brake.step);
+    rules.day_boundary(&Boundary { lane, history: &history, asked, set_day, share, total_complete, today })
 }
 
 fn part(limit: u64, share: f64) -> u64 {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{WEEK_DAYS, WarmupGate};
 use crate::message::{BrakeLevel, Day, DaySpan, Reason, StreamId, StreamWay, Timestamp};
-use crate::policy::{self, Closed, LaneView, OpenHours, Pace, Rules, brake};
+use crate::policy::{self, Closed, LaneView, OpenHours, Pace, Rules};
 use crate::spool::Ledger;
 use crate::spool::ledger::LaneLedger;
 
@@ -65,13 +65,12 @@ impl WarmupGate {
         match self.rules {
             // Without a ramp nothing is held back.
             None => (BrakeLevel::Open, Timestamp::NEVER),
-            Some(_) => brake::phase(lane.brake.level, lane.brake.until, &self.brake, now),
+            Some(_) => self.brake.phase(&lane.brake, now),
         }
     }
 
     fn pace(&self, rules: &Rules, lane: &LaneLedger, day: DaySpan, now: Timestamp) -> Option<Pace> {
-        let slow = self.brake_of(lane, now).0 == BrakeLevel::Slow;
-        let of = |limit| if slow { brake::slow_pace(rules, limit) } else { rules.pace(limit) };
+        let of = |limit| self.brake.pace(&lane.brake, rules, limit, now);
         let pace = of(lane.record.limit)?;
         let yesterday = lane.history.back().filter(|_| now.since(day.starts) < PACE_CHANGES);
         let before = yesterday.and_then(|yesterday| of(yesterday.limit));
