@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use crate::message::{Day, DaySpan, LaneId, Queue, Reason, Recipient, StreamId, StreamWay, Timestamp};
 use crate::policy::{
-    self, AtDeadline, Bounds, BrakeRules, Calendar, LaneView, Outlook, Rules, State, StreamRules, admit,
+    self, AtDeadline, Bounds, BrakeRules, Calendar, LaneView, Lanes, Outlook, Rules, State, StreamRules, admit,
 };
 use crate::spool::ledger::LaneLedger;
 use crate::spool::{Admission, Ask, Gate, Grant, Ledger, SetLane, Turn};
 use lanes::GAP_DAYS;
-pub use lanes::Shares;
 
 /// Mail that found its token at once but no connection: how long it may look for one before the legacy server takes it.
 /// Longer waits are kept to the second.
@@ -40,7 +39,7 @@ pub struct WarmupGate {
     calendar: Calendar,
     /// By stream id.
     streams: Vec<StreamRules>,
-    shares: Shares,
+    lanes: Lanes,
     brake: BrakeRules,
     directory: Option<Arc<dyn Directory>>,
     life: Option<Duration>,
@@ -48,12 +47,12 @@ pub struct WarmupGate {
 
 impl fmt::Debug for WarmupGate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WarmupGate { rules, calendar, streams, shares, brake, life, directory: _ } = self;
+        let WarmupGate { rules, calendar, streams, lanes, brake, life, directory: _ } = self;
         f.debug_struct("WarmupGate")
             .field("rules", rules)
             .field("calendar", calendar)
             .field("streams", streams)
-            .field("shares", shares)
+            .field("lanes", lanes)
             .field("brake", brake)
             .field("life", life)
             .finish_non_exhaustive()
@@ -64,8 +63,8 @@ impl WarmupGate {
     /// One lane for all. `streams` by id, the last resort first; at least one.
     pub fn new(rules: Option<Rules>, calendar: Calendar, streams: Vec<StreamRules>) -> Self {
         assert!(!streams.is_empty(), "there is always the stream of last resort");
-        let (shares, brake, directory, life) = (Shares::Off, BrakeRules::default(), None, None);
-        WarmupGate { rules, calendar, streams, shares, brake, directory, life }
+        let (lanes, brake, directory, life) = (Lanes::Off, BrakeRules::default(), None, None);
+        WarmupGate { rules, calendar, streams, lanes, brake, directory, life }
     }
 
     /// The same, for mail that waits for a server at most so long.
@@ -73,9 +72,9 @@ impl WarmupGate {
         WarmupGate { life: Some(life), ..self }
     }
 
-    /// The same with lanes for providers, if the shares say so.
-    pub fn with_shares(self, shares: Shares) -> Self {
-        WarmupGate { shares, ..self }
+    /// The same with lanes for providers.
+    pub fn with_lanes(self, lanes: Lanes) -> Self {
+        WarmupGate { lanes, ..self }
     }
 
     /// The same with other rules for brakes.

@@ -463,7 +463,17 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
         ..Rules::default()
     };
     rules.check(&[], &[stream]).map_err(|e| wrong(&e))?;
-    Ok(WarmupGate::new(Some(rules), calendar, vec![stream]).with_life(settings.queue.max_age))
+    let gate = WarmupGate::new(Some(rules), calendar, vec![stream]).with_life(settings.queue.max_age);
+    Ok(gate.with_lanes(warmup.providers.clone()).with_brake(brake_rules(&warmup.brake)))
+}
+
+fn brake_rules(brake: &config::BrakeSettings) -> policy::BrakeRules {
+    policy::BrakeRules {
+        window: brake.window,
+        defer_ratio: brake.defer_ratio,
+        min_attempts: brake.min_attempts,
+        hold: brake.hold,
+    }
 }
 
 fn clock_times(opens_minute: u16, closes_minute: u16) -> String {

@@ -7,24 +7,12 @@
 use super::{WEEK_DAYS, WarmupGate};
 use crate::message::{BrakeLevel, Day, DayRecord, DaySpan, LaneId, LaneRecord, StageStep, Timestamp};
 use crate::policy::stage::{auto_share, best};
-use crate::policy::{Boundary, Provider, Rules};
+use crate::policy::{Boundary, Lanes, Provider, Rules};
 use crate::spool::ledger::LaneLedger;
 use crate::spool::{Ledger, SetLane, Turn};
 
 /// Days nobody saw that are turned one by one; older ones are out of every memory.
 pub(super) const GAP_DAYS: i32 = 40;
-
-/// The parts of the curve that providers' lanes get.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Shares {
-    /// There is only the total.
-    #[default]
-    Off,
-    /// What was offered in the last seven days.
-    Auto,
-    /// By [`Provider::ALL`], each above 0 and at most 1, in all at most 1.
-    Fixed([f64; Provider::ALL.len()]),
-}
 
 /// What a provider gets of the first days, before its own mail is known. They add up to 1.
 const fn prior(provider: Provider) -> f64 {
@@ -43,13 +31,12 @@ const fn prior(provider: Provider) -> f64 {
 impl WarmupGate {
     /// Whether mail is limited by provider.
     pub fn has_provider_lanes(&self) -> bool {
-        self.rules.is_some() && self.shares != Shares::Off
+        self.rules.is_some() && self.lanes != Lanes::Off
     }
 
     /// Providers with a lane of their own.
-    pub fn providers(&self) -> impl Iterator<Item = Provider> {
-        let some = self.has_provider_lanes();
-        Provider::ALL.into_iter().filter(move |_| some)
+    pub fn providers(&self) -> impl Iterator<Item = Provider> + '_ {
+        self.lanes.providers().filter(|_| self.rules.is_some())
     }
 
     /// The day that begins.
@@ -116,20 +103,16 @@ impl WarmupGate {
     }
 
     fn share(&self, rules: &Rules, ledger: &Ledger, provider: Provider, today: Day) -> f64 {
-        match self.shares {
-            Shares::Off => 0.0,
-            Shares::Fixed(shares) => shares[usize::from(provider.lane().0) - 1],
-            Shares::Auto => {
-                let week = |id| {
-                    let days = ledger.lane(id).into_iter().flat_map(|lane| lane.history.iter().chain([&lane.today]));
-                    let recent = days.filter(|day| (1..=WEEK_DAYS).contains(&(today.0 - day.day.0)));
-                    recent.map(|day| day.offered).sum::<u64>()
-                };
-                // By the lanes' own sum: what was offered before there were lanes says nothing about any of them.
-                let all = self.providers().map(|provider| week(provider.lane())).sum();
-                auto_share(week(provider.lane()), all, prior(provider), rules.curve.first())
-            }
-        }
+        self.lanes.share(provider).unwrap_or_else(|| {
+            let week = |id| {
+                let days = ledger.lane(id).into_iter().flat_map(|lane| lane.history.iter().chain([&lane.today]));
+                let recent = days.filter(|day| (1..=WEEK_DAYS).contains(&(today.0 - day.day.0)));
+                recent.map(|day| day.offered).sum::<u64>()
+            };
+            // By the lanes' own sum: what was offered before there were lanes says nothing about any of them.
+            let all = self.providers().map(|provider| week(provider.lane())).sum();
+            auto_share(week(provider.lane()), all, prior(provider), rules.curve.first())
+        })
     }
 
     /// The settings have changed so that today's records cannot stand: the ramp came, went, its start moved, or there
