@@ -12,6 +12,7 @@ pub mod notify;
 mod ourselves;
 mod queue;
 pub mod reload;
+pub mod streams;
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::clock::{Clock, TrustedClock};
-use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
+use crate::config::{self, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
@@ -34,7 +35,8 @@ use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
-use crate::policy::{self, Calendar, Overflow, RetrySchedule, Rules, StreamRules};
+use crate::policy::classify::{DEFAULT_STREAM, Streams};
+use crate::policy::{self, Calendar, RetrySchedule, Rules};
 use crate::smtp::{Door, ListenerSettings, Server};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer};
@@ -48,9 +50,8 @@ use front_door::{DoorFiles, FrontDoor, probes};
 use gate::WarmupGate;
 use intake::{DoorCounter, SpoolIntake};
 use reload::{LiveGate, LiveRoutes};
+use streams::StreamNames;
 
-/// Name of the stream of mail that matches no other.
-const DEFAULT_STREAM: &str = "default";
 /// Transactions under way when the last session has ended get at least this long, if the grace time is not shorter.
 const TRANSACTIONS_GRACE: Duration = Duration::from_secs(5);
 /// A start date nobody set: the first day the relay runs is the first of the ramp, since a lane begins at stage 0.
@@ -103,6 +104,8 @@ pub struct Relay {
     /// Where the listeners are, with their indices.
     bound: Vec<(SocketAddr, usize)>,
     buffer: Arc<BodyBuffer>,
+    /// Which stream a message belongs to.
+    streams: Arc<ArcSwap<Streams>>,
     ids: Arc<QueueIds>,
     clock: Arc<TrustedClock>,
     committer: Committer,
@@ -140,7 +143,7 @@ impl Relay {
     /// The same; `data` says what an operator knows about the data directory and the relay cannot see.
     pub async fn start_on(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
         raise_descriptor_limit();
-        let gate = warmup_gate(settings)?;
+        let gate = warmup_gate(settings, &StreamNames::fresh(settings))?;
         let plan = plan(settings, &gate)?;
         let front_door = FrontDoor::new(settings, DoorFiles::read(settings, clock.now())?)?;
         let unusable = |error| StartError::of_spool(error, &settings.data_dir);
@@ -184,7 +187,10 @@ impl Relay {
                  and start with --restored"
             );
         }
-        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool)
+        let names = streams::name_streams(&mut spool, settings).map_err(unusable)??;
+        let gate = warmup_gate(settings, &names)?;
+        let plan = Plan { order: gate.order(), ..plan };
+        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool, &names)
     }
 
     /// Resolves when the committer has died: the process must end with 74.
@@ -326,10 +332,13 @@ fn assemble(
     sockets: Sockets,
     watermark: Watermark,
     mut spool: Spool<SqliteStore>,
+    names: &StreamNames,
 ) -> Result<Relay, StartError> {
     let io = |error: io::Error| StartError::Io(error.to_string());
-    let streams = vec![DEFAULT_STREAM.to_owned()];
-    let metrics = Metrics::new(&Build::default(), &streams).map_err(|e| StartError::Io(e.to_string()))?;
+    let default = [DEFAULT_STREAM.to_owned()];
+    let metrics = Metrics::new(&Build::default(), &default).map_err(|e| StartError::Io(e.to_string()))?;
+    metrics.count_streams(&names.configured(settings));
+    let streams = Arc::new(ArcSwap::from_pointee(names.classifier(settings)));
     let metrics = Arc::new(metrics);
     metrics.settings_loaded(clock.now());
     let (no_more_mail, no_more_claims, no_more_questions) = Default::default();
@@ -352,6 +361,7 @@ fn assemble(
         clock: clock.clone(),
         metrics: metrics.clone(),
         watermark: watermark.clone(),
+        streams: streams.clone(),
     });
     let stopping: CancellationToken = no_more_mail;
     let bound: Vec<_> = sockets.smtp.iter().map(|(_, address, index)| (*address, *index)).collect();
@@ -365,7 +375,7 @@ fn assemble(
         clock: clock.clone(),
         holds,
         watermark,
-        streams,
+        streams: ArcSwap::from_pointee(names.all().to_vec()),
         zone: ArcSwap::from_pointee(zone_name(settings)),
         listeners: ArcSwap::from_pointee(probes(settings, &bound)),
         stopping: stopping.clone(),
@@ -402,6 +412,7 @@ fn assemble(
         front_door,
         bound,
         buffer,
+        streams,
         ids,
         clock,
         committer,
@@ -427,18 +438,13 @@ fn waiting_lines(ledger: &Ledger) -> Vec<(Queue, StreamId)> {
 }
 
 /// The ramp as configured.
-pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
+pub fn warmup_gate(settings: &Settings, names: &StreamNames) -> Result<WarmupGate, StartError> {
     let calendar = Calendar::new(settings.timezone.clone());
     let Some(warmup) = &settings.warmup else {
-        return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]).with_life(settings.queue.max_age));
+        return Ok(WarmupGate::new(None, calendar, names.rules(settings)).with_life(settings.queue.max_age));
     };
     let wrong = |error: &dyn std::error::Error| StartError::Settings(format!("[warmup]: {error}"));
-    let overflow = match warmup.overflow.policy {
-        OverflowPolicy::Legacy => Overflow::Legacy,
-        OverflowPolicy::HoldThenLegacy => Overflow::HoldThenLegacy { max_wait: warmup.overflow.max_wait },
-        OverflowPolicy::Hold => Overflow::Hold,
-    };
-    let stream = StreamRules { overflow, ..StreamRules::default() };
+    let overflow = streams::overflow(warmup.overflow);
     let window = &warmup.pace.window;
     let rules = Rules {
         curve: warmup.shape.clone(),
@@ -462,8 +468,8 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
         retry: retry_schedule(settings)?,
         ..Rules::default()
     };
-    rules.check(&[], &[stream]).map_err(|e| wrong(&e))?;
-    let gate = WarmupGate::new(Some(rules), calendar, vec![stream]).with_life(settings.queue.max_age);
+    rules.check(&[], &StreamNames::fresh(settings).rules(settings)).map_err(|e| wrong(&e))?;
+    let gate = WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age);
     Ok(gate.with_lanes(warmup.providers.clone()).with_brake(brake_rules(&warmup.brake)))
 }
 
