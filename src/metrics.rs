@@ -125,6 +125,7 @@ pub struct Metrics {
     pub queue_expired: IntCounter,
     pub delivery_reports: By<ReportResult, IntCounter>,
     pub queue_admin_actions: By<AdminAction, IntCounter>,
+    pub stream_admin_actions: By<StreamAction, IntCounter>,
 
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
     pub warmup_overrun_recipients: IntCounter,
@@ -220,6 +221,8 @@ impl Metrics {
         )?;
         let by_hand =
             make.counters("queue_admin_actions_total", "Commands of operators that changed queued mail.", &["action"])?;
+        let moves =
+            make.counters("stream_admin_actions_total", "Commands of operators that moved a stream.", &["action"])?;
         let mx = make.counters("mx_lookups_total", "Questions for the mail servers of a domain.", &["result"])?;
         let http = make.counters("http_requests_total", "Requests to the admin plane.", &["handler", "code"])?;
 
@@ -262,6 +265,7 @@ impl Metrics {
             queue_expired: make.counter("queue_expired_total", "Recipients given up for age.")?,
             delivery_reports: By::new(|result| reports.child(&[result])),
             queue_admin_actions: By::new(|action| by_hand.child(&[action])),
+            stream_admin_actions: By::new(|action| moves.child(&[action])),
             warmup_day_boundaries: By::new(|outcome| days.child(&[outcome])),
             warmup_overrun_recipients: make.counter(
                 "warmup_overrun_recipients_total",

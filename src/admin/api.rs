@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use super::queue::{
     ActionAnswer, LeftAlone, QueueAction, QueueStep, RouteName, Selection, ShownMessage, ShownPart, StepAnswer,
 };
+use super::streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 use crate::log::Addresses;
 use crate::message::Timestamp;
 use crate::metrics::QueueState;
@@ -382,6 +383,9 @@ pub enum Command {
     AcceptClock {
         reason: String,
     },
+    StreamList,
+    StreamMove(MoveOrder),
+    StreamUndo(UndoOrder),
 }
 
 /// One answer: a line of JSON.
@@ -407,6 +411,8 @@ pub enum Answer {
     QueueStep(StepAnswer),
     FilesHeld,
     AcceptClock(ClockAnswer),
+    StreamList(StreamPage),
+    StreamMove(Box<MoveAnswer>),
     /// The request was not understood or not allowed; asking again does not help.
     Refused(String),
     /// The relay could not do it now.

@@ -174,6 +174,13 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
             tracing::warn!(event = "admin.action", action, actor, moved_seconds, reason = %reason);
             Answer::AcceptClock(done)
         }),
+        Command::StreamList => backend.streams().await.map(Answer::StreamList),
+        Command::StreamMove(order) => {
+            backend.move_stream(order, actor).await.map(|answer| Answer::StreamMove(Box::new(answer)))
+        }
+        Command::StreamUndo(order) => {
+            backend.undo_move(order, actor).await.map(|answer| Answer::StreamMove(Box::new(answer)))
+        }
         Command::QueueStep(step) => backend.step(step, actor).await.map(Answer::QueueStep),
     };
     outcome.unwrap_or_else(|error| match error {

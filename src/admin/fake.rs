@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::api::*;
+use super::streams::{MoveAnswer, MoveOrder, Outlook, StreamPage, StreamRow, ToldMove, UndoOrder, Waiting, WayName};
 use super::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::message::Timestamp;
 
@@ -111,6 +112,78 @@ pub fn shown_message() -> ShownMessage {
     }
 }
 
+/// Three streams; one was moved, and will be again.
+pub fn stream_page() -> StreamPage {
+    let now = snapshot().now;
+    let row = |name: &str, way, priority| StreamRow {
+        name: name.into(),
+        way,
+        configured: way,
+        configured_at: None,
+        moved: None,
+        to_come: Vec::new(),
+        priority,
+        max_share: None,
+        overflow: "hold-then-legacy".into(),
+        max_wait_seconds: Some(900),
+        max_wait_auto: false,
+        offered_today: 4_600,
+        offered_yesterday: 4_500,
+        offered_7d: 23_000,
+        new_today: 400,
+        held: 0,
+    };
+    let told = |to, hours: i64, reason: &str| ToldMove {
+        to,
+        at: Timestamp::from_seconds(now.seconds() + 3600 * hours),
+        told: Timestamp::from_seconds(now.seconds() - 100_000),
+        actor: 1000,
+        reason: reason.into(),
+    };
+    let digest = StreamRow {
+        configured: WayName::Legacy,
+        moved: Some(told(WayName::Ramp, -20, "the first one")),
+        to_come: vec![told(WayName::New, 30, "")],
+        max_share: Some(0.7),
+        max_wait_seconds: Some(14_400),
+        held: 12,
+        ..row("digest", WayName::Ramp, 40)
+    };
+    let hold = StreamRow { overflow: "hold".into(), max_wait_seconds: None, ..row("password", WayName::New, 90) };
+    StreamPage { now, zone: "Europe/Berlin".into(), streams: vec![digest, hold, row("default", WayName::Ramp, 50)] }
+}
+
+/// The sample of the operator's manual.
+pub fn move_answer(to: WayName, dry_run: bool) -> MoveAnswer {
+    let now = snapshot().now;
+    let at = Timestamp::from_seconds(now.seconds() + 4 * 3600 + 12 * 60);
+    MoveAnswer {
+        stream: "digest".into(),
+        dry_run,
+        now,
+        zone: "Europe/Berlin".into(),
+        from: WayName::Legacy,
+        to,
+        at: Some(at),
+        note: None,
+        undone: None,
+        then: Vec::new(),
+        waiting: Waiting::default(),
+        today: None,
+        first_day: Some(Outlook {
+            date: Timestamp::from_seconds(now.seconds() + 68_000),
+            ahead: 1,
+            day: Some(10),
+            ramp_offers: 9_800,
+            new_offers: 0,
+            limit: Some(1_922),
+            stays_on_legacy: 7_878,
+            waits: 0,
+            unknown: false,
+        }),
+    }
+}
+
 /// Answers with the samples; remembers what was really done, and for whom.
 #[derive(Default)]
 pub struct FakeBackend {
@@ -118,6 +191,8 @@ pub struct FakeBackend {
     pub full: bool,
     pub listeners: Vec<ListenerProbe>,
     pub steps: Mutex<Vec<(QueueStep, u32)>>,
+    /// Moves that were really told.
+    pub moves: Mutex<Vec<(MoveOrder, u32)>>,
     /// How often files are held now.
     pub holds: Arc<AtomicUsize>,
 }
@@ -187,6 +262,36 @@ impl Backend for FakeBackend {
 
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
         self.or_broken(ClockAnswer { moved_seconds: -7200, now: snapshot().now })
+    }
+
+    fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>> {
+        self.or_broken(stream_page())
+    }
+
+    fn move_stream(&self, order: MoveOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>> {
+        if order.stream != "digest" {
+            let known = "there is no stream `nosuch`; there are: digest, password, default";
+            return Box::pin(async move { Err(BackendError::Refused(known.into())) });
+        }
+        let answer = move_answer(order.to, !order.yes);
+        if order.yes {
+            self.moves.lock().unwrap().push((order, actor));
+        }
+        self.or_broken(answer)
+    }
+
+    fn undo_move(&self, order: UndoOrder, _: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>> {
+        let undone = self.moves.lock().unwrap().pop();
+        match undone {
+            None => Box::pin(async { Err(BackendError::Refused("no move of digest stands".into())) }),
+            Some((last, actor)) => {
+                let mut answer = move_answer(last.to, !order.yes);
+                let (to, at, told) = (last.to, answer.at.unwrap_or(answer.now), answer.now);
+                answer.undone = Some(ToldMove { to, at, told, actor, reason: last.reason });
+                (answer.from, answer.to) = (answer.to, answer.from);
+                self.or_broken(answer)
+            }
+        }
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {

@@ -13,6 +13,8 @@ pub(crate) mod fake;
 pub mod queue;
 mod readiness;
 pub mod server;
+pub mod streams;
+pub mod when;
 
 use std::any::Any;
 use std::future::Future;
@@ -25,6 +27,7 @@ use api::{
     ClockAnswer, DayState, QueueAction, QueueFilter, QueuePage, QueueStep, Selection, ShownMessage, Snapshot,
     StepAnswer,
 };
+use streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -56,6 +59,15 @@ pub trait Backend: Send + Sync + 'static {
 
     /// From here on the machine's clock is right. Refused while it is not in doubt.
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>>;
+
+    /// Every stream, and where its mail goes.
+    fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>>;
+
+    /// What moving a stream means; with `yes` it is done, for the user `actor`.
+    fn move_stream(&self, order: MoveOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>>;
+
+    /// What taking back the last move of a stream means; with `yes` it is done, for the user `actor`.
+    fn undo_move(&self, order: UndoOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>>;
 
     /// The SMTP listeners that should be answering now; none once the relay is stopping.
     fn listeners(&self) -> Vec<ListenerProbe>;

@@ -11,6 +11,7 @@ pub mod plan;
 pub mod queue;
 pub mod run;
 pub mod status;
+pub mod streams;
 pub mod text;
 pub mod user;
 pub mod warmup;
@@ -79,6 +80,9 @@ pub enum Command {
     /// Change what the ramp goes by
     #[command(subcommand)]
     Warmup(warmup::Warmup),
+    /// Look at the streams; move one to another way, now or at a set time
+    #[command(subcommand)]
+    Streams(streams::Streams),
     /// Look at what waits; hurry it, send it by the other route, remove it
     #[command(subcommand)]
     Queue(queue::Queue),
@@ -148,6 +152,7 @@ pub fn run(
         Command::Config(options) => config::command(options, &mut context),
         Command::Status(options) => status::run(options, &mut context),
         Command::Warmup(command) => warmup::run(command, &mut context),
+        Command::Streams(command) => streams::run(command, &mut context),
         Command::Queue(command) => queue::run(command, &mut context),
         Command::Backup(options) => backup::run(options, &mut context),
         Command::User(command) => user::run(command, &mut context),
@@ -316,6 +321,23 @@ mod tests {
         assert_eq!(steps(), 3, "a dry run changes nothing");
         let (code, ..) = said(&["queue", "drop", "--all", "--id", "01k5y7q2m8r4"]).await;
         assert_eq!((code, steps()), (2, 3), "all and some contradict each other");
+
+        let (code, out, _) = said(&["streams", "list"]).await;
+        assert!(code == 0 && out.starts_with("STREAM ") && out.contains("default: ramp by the settings"), "{out}");
+        let order = ["streams", "move", "digest", "--to", "ramp", "--at", "22:00"];
+        let order: &'static [&'static str] = order.to_vec().leak();
+        let (code, out, _) = said(order).await;
+        assert!(code == 0 && out.contains("7,878 stay on legacy") && out.ends_with("Add --yes.\n"), "{out}");
+        assert!(backend.moves.lock().unwrap().is_empty(), "a dry run changes nothing");
+        let (code, out, _) = said([order, &["--yes"]].concat().leak()).await;
+        assert!(code == 0 && out.ends_with("undo: mailramp streams undo digest --yes\n"), "{out}");
+        assert_eq!(backend.moves.lock().unwrap()[0].0.at.as_deref(), Some("22:00"));
+        let (code, out, _) = said(&["streams", "undo", "digest", "--yes", "--json"]).await;
+        let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &value["undone"]["to"], &value["to"]), (0, &"ramp".into(), &"legacy".into()), "{out}");
+        let (code, out, errors) = said(&["streams", "move", "nosuch", "--to", "new"]).await;
+        assert_eq!((code, out.as_str()), (1, ""));
+        assert!(errors.contains("there are: digest, password, default"), "{errors}");
 
         let (code, out, errors) = said(&["queue", "flush", "--stream", "nosuch"]).await;
         assert_eq!((code, out.as_str(), errors.as_str()), (2, "", "mailramp: there is no stream `nosuch`\n"));

@@ -138,6 +138,11 @@ labels! {
         Reroute = "reroute",
         Drop = "drop",
     }
+    /// What an operator did to a stream.
+    StreamAction {
+        Move = "move",
+        Undo = "undo",
+    }
     /// Pages of the admin plane.
     Handler {
         Landing = "landing",

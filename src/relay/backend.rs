@@ -13,6 +13,7 @@ use crate::admin::api::{
     ClockAnswer, ClockStatus, DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals,
     RouteStatus, Selection, ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
 };
+use crate::admin::streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
 use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
@@ -39,6 +40,8 @@ pub struct RelayBackend {
     pub metrics: Arc<Metrics>,
     /// The last job of an operator; they rise, also within one tick of the clock.
     pub last_job: AtomicI64,
+    /// A move of a stream was told: whoever waits for the time of one looks again.
+    pub moves_told: tokio::sync::Notify,
     /// The time of the ramp.
     pub clock: Arc<TrustedClock>,
     /// Keeps the spool's files from being removed.
@@ -47,6 +50,8 @@ pub struct RelayBackend {
     pub watermark: Watermark,
     /// Names of the streams, by id; those are among them that the settings no longer have.
     pub streams: ArcSwap<Vec<String>>,
+    /// Those that the settings have, the last resort first.
+    pub configured: ArcSwap<Vec<(StreamId, String)>>,
     /// Name of the zone of the day.
     pub zone: ArcSwap<String>,
     /// What readiness tries; emptied once the relay is stopping.
@@ -293,6 +298,18 @@ impl Backend for RelayBackend {
 
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
         Box::pin(self.believe_the_clock())
+    }
+
+    fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>> {
+        Box::pin(self.stream_page())
+    }
+
+    fn move_stream(&self, order: MoveOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>> {
+        Box::pin(self.stream_moved(order, actor))
+    }
+
+    fn undo_move(&self, order: UndoOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>> {
+        Box::pin(self.stream_undone(order, actor))
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {

@@ -8,8 +8,10 @@ pub mod backend;
 pub mod front_door;
 pub mod gate;
 pub mod intake;
+mod moves;
 pub mod notify;
 mod ourselves;
+mod outlook;
 mod queue;
 pub mod reload;
 pub mod streams;
@@ -348,6 +350,7 @@ fn assemble(
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(unusable)?);
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
+    let heard_until = spool.ledger().clock().map_or(clock.now(), |mark| mark.time);
     let gate = Arc::new(LiveGate::new(gate));
     plan.order = gate.current().order_now(spool.ledger(), clock.now());
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
@@ -372,10 +375,12 @@ fn assemble(
         routes,
         metrics: metrics.clone(),
         last_job: Default::default(),
+        moves_told: Default::default(),
         clock: clock.clone(),
         holds,
         watermark,
         streams: ArcSwap::from_pointee(names.all().to_vec()),
+        configured: ArcSwap::from_pointee(names.configured(settings)),
         zone: ArcSwap::from_pointee(zone_name(settings)),
         listeners: ArcSwap::from_pointee(probes(settings, &bound)),
         stopping: stopping.clone(),
@@ -398,6 +403,14 @@ fn assemble(
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
     let mut admin = JoinSet::new();
     admin.spawn(admin::server::serve(listener, backend.clone(), metrics.clone(), quiet.clone().cancelled_owned()));
+    let (moves, quiet_moves) = (backend.clone().tell_of_moves(heard_until), quiet.clone().cancelled_owned());
+    admin.spawn(async move {
+        tokio::select! {
+            () = moves => {}
+            () = quiet_moves => {}
+        }
+        Ok(())
+    });
     let control = sockets.control.serve(backend.clone(), quiet.clone().cancelled_owned());
     admin.spawn(async move {
         control.await;

@@ -318,8 +318,11 @@ impl<S: Store> Spool<S> {
             },
             None => work.gate.admit(&self.ledger, ask, work.now),
         };
+        if part.only.is_none() {
+            self.ledger.count_accepted(part.lane, part.stream, ask.recipients);
+        }
         if admission.offered {
-            self.ledger.count_offered(part.lane, part.stream, ask.recipients);
+            self.ledger.count_offered(part.lane, ask.recipients);
             if work.gate.watches_bursts(part.stream) {
                 self.ledger.count_burst(part.stream, ask.recipients, work.now);
             }
