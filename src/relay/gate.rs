@@ -278,9 +278,15 @@ impl Gate for WarmupGate {
         let (of_lane, of_total) = (lane_view.bounds(now), total_view.bounds(now));
         let recipients = Bounds::grant(ask.recipients, &of_lane, &of_total);
         if recipients == 0 {
-            let wakes = [lane_view.wake(now), total_view.wake(now)];
-            let until = wakes.into_iter().flatten().map(|wake| wake.at).max().unwrap_or(now);
             let stream_only = of_lane.room_of_lane() > 0 && of_total.room_of_lane() > 0;
+            // While the lane refuses everybody, the stream's own share says nothing: it would shut the others out until
+            // midnight.
+            let refusing = |view: &LaneView| match stream_only {
+                true => view.wake(now),
+                false => LaneView { stream_share: None, ..*view }.wake(now),
+            };
+            let wakes = [refusing(&lane_view), refusing(&total_view)];
+            let until = wakes.into_iter().flatten().map(|wake| wake.at).max().unwrap_or(now);
             return Grant::None { until, stream_only };
         }
         let charge = |id, view: &LaneView| view.pace.map(|pace| (id, pace.charge(view.arrival, now, recipients)));

@@ -16,7 +16,7 @@ struct Body {
     references: i64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Undo {
     Item(ItemId, Option<Box<Item>>),
     Body(BodyId, Option<Body>),
@@ -24,7 +24,7 @@ enum Undo {
 }
 
 /// See the module's header.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     items: BTreeMap<ItemId, Item>,
     lines: BTreeSet<(i64, StreamId, Timestamp, ItemId)>,

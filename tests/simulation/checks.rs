@@ -1,117 +1,15 @@
-//! What was promised, checked from what happened: sliding windows, the balance of recipients, and who got what.
-
-use std::collections::VecDeque;
-use std::time::Duration;
+//! What was promised, checked from what happened: the balance of recipients, and who got what.
 
 use mailramp::delivery::outcome::Verdict;
-use mailramp::message::{DaySpan, LaneId, Route, Timestamp};
-use mailramp::policy::Rules;
+use mailramp::message::{Route, Timestamp};
 use mailramp::spool::memory::MemoryStore;
 use mailramp::spool::{Accept, Fate, Ledger, Settle, State};
 
 use super::hop::Flight;
-
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// Recipients of the last hour or the last 24, exactly.
-struct Window {
-    length: Duration,
-    moments: VecDeque<(Timestamp, u64)>,
-    sum: u64,
-}
-
-impl Window {
-    fn new(length: Duration) -> Self {
-        Window { length, moments: VecDeque::new(), sum: 0 }
-    }
-
-    /// Adds `recipients`; returns how many there are in the window that ends now, and where it begins.
-    fn add(&mut self, now: Timestamp, recipients: u64) -> (u64, Timestamp) {
-        let begins = Timestamp(now.0 - self.length.as_nanos() as i64);
-        while self.moments.front().is_some_and(|(at, _)| *at <= begins) {
-            self.sum -= self.moments.pop_front().expect("there is a front").1;
-        }
-        self.moments.push_back((now, recipients));
-        self.sum += recipients;
-        (self.sum, begins)
-    }
-}
-
-/// The limits, held against the final dots and the reservations.
-pub struct Left {
-    rules: Rules,
-    days: Vec<(DaySpan, Option<u64>)>,
-    hour: Window,
-    day: Window,
-    today: (Timestamp, u64),
-    /// Largest part of what was allowed that was ever used, in an hour, a day and 24 hours. 1 is all of it.
-    pub worst: [f64; 3],
-}
-
-impl Left {
-    pub fn new(rules: Rules) -> Self {
-        let (hour, day) = (Window::new(HOUR), Window::new(DAY));
-        Left { rules, days: Vec::new(), hour, day, today: (Timestamp(0), 0), worst: [0.0; 3] }
-    }
-
-    /// A day began, or several did while the process was down.
-    pub fn turned(&mut self, ledger: &Ledger) {
-        let lane = ledger.lane(LaneId::TOTAL).expect("the total is always there");
-        let known = self.days.last().map(|(span, _)| span.day);
-        for record in lane.history.iter().chain([&lane.today]).filter(|r| known.is_none_or(|known| r.day > known)) {
-            self.days.push((self.rules.calendar.span(record.day), record.limit));
-        }
-    }
-
-    pub fn day_ends(&mut self) {
-        if self.days.len() > 40 {
-            self.days.remove(0);
-        }
-    }
-
-    /// Recipients whose tokens were reserved.
-    pub fn reserved(&mut self, now: Timestamp, recipients: u64) {
-        let (sum, begins) = self.hour.add(now, recipients);
-        let Some(limit) = self.largest_limit(begins) else { return };
-        if self.rules.pace(Some(limit)).is_some() {
-            let cap = ((self.rules.hourly * limit as f64 + 1e-9) as u64).max(1);
-            self.worst[0] = self.worst[0].max(sum as f64 / cap as f64);
-            assert!(sum <= cap, "{sum} reserved in the 60 minutes up to {now:?}, {cap} allowed");
-        }
-        let (today, _) = *self.days.last().expect("a day has begun");
-        assert!(self.rules.calendar.open_hours(today, self.rules.window).is_open(now), "{now:?} is out of hours");
-    }
-
-    /// Recipients that left by the new server with a final dot.
-    pub fn left(&mut self, now: Timestamp, recipients: u64) {
-        let (sum, begins) = self.day.add(now, recipients);
-        // The spool may not have heard of midnight yet.
-        let span = self.rules.calendar.span_at(now);
-        if self.today.0 != span.starts {
-            self.today = (span.starts, 0);
-        }
-        self.today.1 += recipients;
-        if let Some(limit) = self.largest_limit(begins) {
-            self.worst[2] = self.worst[2].max(sum as f64 / limit.max(1) as f64);
-            assert!(sum <= limit, "{sum} left in the 24 hours up to {now:?}, {limit} allowed");
-        }
-        if let Some((_, Some(limit))) = self.days.iter().rev().find(|(day, _)| day.day == span.day) {
-            let sum = self.today.1;
-            self.worst[1] = self.worst[1].max(sum as f64 / (*limit).max(1) as f64);
-            assert!(sum <= *limit, "{sum} left on the day of {now:?}, {limit} allowed");
-        }
-    }
-
-    /// The largest limit of the days since `from`; `None` when one of them has none.
-    fn largest_limit(&self, from: Timestamp) -> Option<u64> {
-        let touched = self.days.iter().rev().take_while(|(span, _)| span.ends > from);
-        touched.map(|(_, limit)| *limit).try_fold(0, |largest, limit| Some(largest.max(limit?)))
-    }
-}
+use super::places;
 
 /// Every accepted recipient is in one place.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Balance {
     pub accepted: u64,
     pub relayed: u64,
@@ -225,5 +123,5 @@ impl Book {
 fn names(flight: &Flight) -> impl Iterator<Item = usize> {
     let recipients = flight.claimed.item.envelope.recipients.iter().zip(&flight.verdicts);
     let left = recipients.filter(|(_, verdict)| verdict.may_have_left());
-    left.filter_map(|(recipient, _)| std::str::from_utf8(&recipient.path).ok()?.parse().ok())
+    left.filter_map(|(recipient, _)| places::name_of(recipient))
 }

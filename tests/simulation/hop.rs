@@ -8,6 +8,8 @@ use mailramp::message::{Route, Timestamp};
 use mailramp::reply::{EnhancedCode, Reply};
 use mailramp::spool::{Claimed, Slots};
 
+use super::operator::{self, Pressure};
+
 /// How a next hop behaves. Probabilities from 0 to 1, for each transaction or recipient.
 #[derive(Clone, Debug)]
 pub struct Hop {
@@ -75,7 +77,13 @@ impl Hop {
     }
 
     /// What will become of the item that MAIL was said for at `now`.
-    pub fn fly(&self, claimed: Claimed, now: Timestamp, random: &mut fastrand::Rng) -> Flight {
+    pub fn fly(
+        &self,
+        claimed: Claimed,
+        pressure: Option<&Pressure>,
+        now: Timestamp,
+        random: &mut fastrand::Rng,
+    ) -> Flight {
         let recipients = claimed.item.envelope.recipients.len();
         let first = now.after(self.wait(random));
         let all = |verdict: Verdict| vec![verdict; recipients];
@@ -88,6 +96,13 @@ impl Hop {
             return Flight { claimed, verdicts, dot_at: None, answer_at: first, kept: false };
         }
         let lost = random.f64() < self.lost_reply;
+        let pressed = |random: &mut fastrand::Rng| {
+            let reply = pressure.filter(|pressure| random.f64() < pressure.part).map(|p| operator::reply(p.reply))?;
+            Some(match reply.code {
+                500.. => Verdict::Rejected { stage: Stage::Rcpt, reply },
+                _ => Verdict::Deferred { stage: Stage::Rcpt, cause: Cause::Reply(reply) },
+            })
+        };
         let verdict = |dice: f64| match dice {
             d if d < self.rcpt_4xx => Verdict::Deferred { stage: Stage::Rcpt, cause: refusal() },
             d if d < self.rcpt_4xx + self.rcpt_5xx => {
@@ -96,7 +111,8 @@ impl Hop {
             _ if lost => Verdict::Unknown { fault: Fault::Closed },
             _ => Verdict::Delivered { reply: Reply::new(250, EnhancedCode(2, 0, 0), "ok") },
         };
-        let verdicts: Vec<_> = (0..recipients).map(|_| verdict(random.f64())).collect();
+        let verdicts: Vec<_> =
+            (0..recipients).map(|_| pressed(random).unwrap_or_else(|| verdict(random.f64()))).collect();
         let dot_at = verdicts.iter().any(Verdict::may_have_left).then_some(first);
         let answer_at = self.with_others(dot_at.map_or(first, |dot| dot.after(self.wait(random))));
         // An answer that was lost may have been a 250.

@@ -2,33 +2,42 @@
 //!
 //! What the committer and the dispatcher do with threads and sockets, [`World`] does in one loop with a clock of its
 //! own: everything that happens at one moment is one batch, and between two moments nothing is looked at. The next hops
-//! are [`hop::Hop`]s; what was promised is checked by [`checks`] after every event, not from the ledger's numbers but
-//! from what left.
+//! are [`hop::Hop`]s, what operators and providers do beside mail is in [`operator`]. What was promised is checked after
+//! every event, not from the ledger's numbers but from what left: [`windows`], [`checks`], [`rank`], [`idle`], [`restart`].
 
 pub mod checks;
+mod commit;
 pub mod hop;
 mod idle;
+pub mod operator;
+pub mod places;
+mod rank;
 mod restart;
+pub mod scenario;
 pub mod traffic;
+pub mod windows;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mailramp::delivery::budget::ReportBudget;
 use mailramp::delivery::schedule::Schedule;
 use mailramp::delivery::settle::{Ended, SettleRules};
-use mailramp::message::{DaySpan, LaneId, Queue, QueueId, Recipient, Route, StreamId, Timestamp};
-use mailramp::policy::{Calendar, RetrySchedule, Rules, StreamRules};
+use mailramp::message::{DaySpan, LaneId, QueueId, Route, StreamId, Timestamp};
+use mailramp::policy::{BrakeRules, Calendar, RetrySchedule, Rules, StreamRules};
 use mailramp::relay::gate::WarmupGate;
 use mailramp::spool::body::NewBody;
 use mailramp::spool::ledger::LaneLedger;
 use mailramp::spool::memory::MemoryStore;
-use mailramp::spool::{Accept, Batch, Chore, Claim, Claimed, Done, Fate, Part, Settle, Spool};
+use mailramp::spool::{Accept, Batch, Claimed, Fate, Part, Settle, Spool};
 
-use checks::{Balance, Book, Left};
+use checks::{Balance, Book};
 use hop::{Flight, Hop, Pools};
+use operator::{Act, Pressure, Stands};
+use places::Places;
 use traffic::Arrival;
+use windows::Left;
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 /// As the dispatcher's.
@@ -45,15 +54,36 @@ const BATCHES_MOST: usize = 20_000;
 const LOOKED_AT: u64 = 8;
 
 /// One ramp to live through.
+#[derive(Clone, Debug)]
 pub struct Setup {
     pub seed: u64,
     pub rules: Rules,
     /// By stream id.
     pub streams: Vec<StreamRules>,
+    pub places: Places,
+    pub brake: BrakeRules,
     /// In the order of [`Route::ALL`].
     pub hops: [Hop; 2],
     /// Deaths of the process a day, on average.
     pub crashes_per_day: f64,
+    /// And at each moment at which something happens, with this probability.
+    pub crash_at_each: f64,
+}
+
+impl Setup {
+    /// One lane, perfect servers, no deaths.
+    pub fn new(rules: Rules, streams: Vec<StreamRules>) -> Setup {
+        Setup {
+            seed: 1,
+            rules,
+            streams,
+            places: Places::one(),
+            brake: BrakeRules::default(),
+            hops: [Hop::PERFECT, Hop::PERFECT],
+            crashes_per_day: 0.0,
+            crash_at_each: 0.0,
+        }
+    }
 }
 
 /// What one day came to.
@@ -80,6 +110,7 @@ enum Event {
     Back,
 }
 
+/// A life.
 pub struct World {
     gate: WarmupGate,
     /// `None` only while it is being opened anew.
@@ -88,9 +119,13 @@ pub struct World {
     pools: Pools,
     settle: SettleRules,
     hops: [Hop; 2],
+    places: Places,
+    pressures: BTreeMap<LaneId, Pressure>,
     crashes_per_day: f64,
+    crash_at_each: f64,
     random: fastrand::Rng,
     events: BTreeMap<(Timestamp, u64), Event>,
+    acts: BTreeMap<(Timestamp, u64), Act>,
     sequence: u64,
     moments: u64,
     arrivals: VecDeque<Arrival>,
@@ -102,25 +137,45 @@ pub struct World {
     lost_today: u64,
     streams: Vec<StreamRules>,
     body: NewBody,
+    stands: Stands,
+    /// By lane, of the day in force.
+    stages: BTreeMap<LaneId, u32>,
+    /// Until when each message may wait for the new server, by what its stream was when it was accepted.
+    waits: HashMap<QueueId, Option<Timestamp>>,
+    copy: Option<(MemoryStore, Balance)>,
+    /// Today's limits count as used up, whatever left.
+    used_up_today: bool,
     /// What happened, for the tests.
     pub now: Timestamp,
     pub outcomes: Vec<Outcome>,
+    /// Limit and final dots of each lane, day by day.
+    pub lanes: Vec<BTreeMap<LaneId, Outcome>>,
     pub left: Left,
     pub balance: Balance,
     pub book: Book,
     pub messages: u64,
     pub crashes: u64,
+    pub restores: u64,
+    /// Times a reply put a brake on, days of lanes that could not count, items the legacy server was given.
+    pub braked_by_replies: u64,
+    pub braked_days: u64,
+    pub given_back: u64,
+    /// Times a lane was served on which several streams were ready.
+    pub orders_seen: u64,
     /// Each recipient has a name of its own, so that the book can tell who got what twice.
     pub names: bool,
 }
 
 impl World {
     pub fn new(setup: Setup) -> World {
-        let Setup { seed, rules, streams, hops, crashes_per_day } = setup;
+        let Setup { seed, rules, streams, places, brake, hops, crashes_per_day, crash_at_each } = setup;
         let calendar: Calendar = rules.calendar.clone();
         let start = calendar.span(rules.start.expect("a ramp has a start")).starts;
-        let left = Left::new(rules.clone());
-        let gate = WarmupGate::new(Some(rules), calendar, streams.clone());
+        let left = Left::new(rules.clone(), streams.clone());
+        let gate = WarmupGate::new(Some(rules), calendar, streams.clone())
+            .with_lanes(places.lanes.clone())
+            .with_brake(brake)
+            .with_directory(places.known.clone());
         let (spool, _) = Spool::open(MemoryStore::new(), start).expect("memory opens");
         let retry = RetrySchedule::default();
         let max_age = HOUR * 24 * 5;
@@ -131,9 +186,13 @@ impl World {
             pools: Pools::new([hops[0].connections, hops[1].connections]),
             settle: SettleRules::new(retry, max_age, "relay.example".into(), Route::Legacy),
             hops,
+            places,
+            pressures: BTreeMap::new(),
             crashes_per_day,
+            crash_at_each,
             random: fastrand::Rng::with_seed(seed),
             events: BTreeMap::new(),
+            acts: BTreeMap::new(),
             sequence: 0,
             moments: 0,
             arrivals: VecDeque::new(),
@@ -144,13 +203,24 @@ impl World {
             lost_today: 0,
             streams,
             body: NewBody::small(Bytes::from_static(b"Subject: simulated\r\n\r\nHello.\r\n")),
+            stands: Stands::default(),
+            stages: BTreeMap::new(),
+            waits: HashMap::new(),
+            copy: None,
+            used_up_today: false,
             now: start,
             outcomes: Vec::new(),
+            lanes: Vec::new(),
             left,
             balance: Balance::default(),
             book: Book::default(),
             messages: 0,
             crashes: 0,
+            restores: 0,
+            braked_by_replies: 0,
+            braked_days: 0,
+            given_back: 0,
+            orders_seen: 0,
             names: false,
         }
     }
@@ -159,6 +229,7 @@ impl World {
     pub fn live(&mut self, day: DaySpan, arrivals: Vec<Arrival>) {
         self.arrivals.extend(arrivals);
         self.outcomes.push(Outcome::default());
+        self.lanes.push(BTreeMap::new());
         self.plan_crash();
         self.now = self.now.max(day.starts);
         // Any operation makes the day turn.
@@ -167,15 +238,19 @@ impl World {
         self.nobody_sleeps_in_vain();
         while let Some(now) = self.next_moment(day) {
             self.now = now;
-            if now >= self.crash_at && self.is_worth_a_crash() {
+            let dies = self.crash_at_each > 0.0 && self.random.f64() < self.crash_at_each;
+            if (now >= self.crash_at || dies) && self.is_worth_a_crash() {
                 self.crash();
             }
             self.moment();
         }
         let limit = self.total().record.limit;
         self.outcomes.last_mut().expect("just pushed").limit = limit;
+        let limits: Vec<_> = self.spool().ledger().lanes().map(|(id, lane)| (id, lane.record.limit)).collect();
+        for (id, limit) in limits {
+            self.lanes.last_mut().expect("just pushed").entry(id).or_default().limit = limit;
+        }
         self.balance.recount(self.spool.as_mut().expect("there is a spool").store());
-        self.left.day_ends();
         self.nobody_waits_too_long();
         self.refunds_came_back(day);
     }
@@ -204,6 +279,7 @@ impl World {
 
     fn next_moment(&self, day: DaySpan) -> Option<Timestamp> {
         let event = self.events.first_key_value().map(|((at, _), _)| *at);
+        let act = self.acts.first_key_value().map(|((at, _), _)| *at);
         let arrival = self.arrivals.front().map(|arrival| arrival.at);
         let wake = self.schedule.wake_at(self.now, |queue| self.pools.ready(queue.route()) > 0);
         assert!(
@@ -212,22 +288,23 @@ impl World {
             self.now
         );
         let crash = Some(self.crash_at).filter(|at| *at > self.now);
-        let next = [event, arrival, wake, crash].into_iter().flatten().min()?;
+        let next = [event, act, arrival, wake, crash].into_iter().flatten().min()?;
         (next < day.ends).then_some(next.max(self.now))
     }
 
     /// Everything that can be done at this moment.
     fn moment(&mut self) {
         let mut wrote = false;
+        while let Some(entry) = self.acts.first_entry().filter(|entry| entry.key().0 <= self.now) {
+            let act = entry.remove();
+            self.act(act);
+        }
+        self.note_brakes();
         for batches in 0.. {
             assert!(batches < BATCHES_MOST, "the dispatcher spins at {:?}", self.now);
             let mut batch = self.answers();
             self.take_arrivals(&mut batch);
-            if self.schedule.housekeeping_is_due(self.now) {
-                let most_items = CHORE_MOST;
-                let drop_dead = Chore::DropDead { most_items };
-                batch.chores = vec![Chore::MoveOverdue { most_items }, Chore::TakeExpired { most_items }, drop_dead];
-            }
+            batch.chores = self.chores();
             let ready = self.claims(&mut batch);
             if batch.is_empty() {
                 break;
@@ -259,6 +336,7 @@ impl World {
                     self.pools.give_back_one(flight.route());
                     let fresh = self.fresh();
                     self.book.answered(&flight);
+                    self.listen(&flight);
                     let Flight { claimed, verdicts, .. } = *flight;
                     let ended = Ended {
                         item: claimed.item,
@@ -295,7 +373,8 @@ impl World {
             batch.settles.push(Settle { item, fates, reply, expires: Timestamp::NEVER, report: None });
             return;
         }
-        let flight = Box::new(self.hops[route as usize].fly(claimed, self.now, &mut self.random));
+        let pressure = self.pressures.get(&claimed.item.lane).filter(|_| route == Route::New);
+        let flight = Box::new(self.hops[route as usize].fly(claimed, pressure, self.now, &mut self.random));
         match flight.dot_at {
             Some(at) => self.push(at, Event::Dot(flight)),
             None => self.push(flight.answer_at, Event::Answer(flight)),
@@ -304,9 +383,11 @@ impl World {
 
     fn dot(&mut self, flight: Box<Flight>) {
         if flight.route() == Route::New {
-            let recipients = flight.left();
-            self.left.left(self.now, recipients);
+            let (recipients, item) = (flight.left(), &flight.claimed.item);
+            self.left.left(item.lane, self.now, recipients, item.reservation.is_some());
             self.outcomes.last_mut().expect("a day has begun").new += recipients;
+            let lanes = self.lanes.last_mut().expect("a day has begun");
+            windows::both(item.lane).for_each(|id| lanes.entry(id).or_default().new += recipients);
         }
         self.book.arrived(&flight);
         self.push(flight.answer_at, Event::Answer(flight));
@@ -315,91 +396,36 @@ impl World {
     fn take_arrivals(&mut self, batch: &mut Batch) {
         while batch.accepts.len() < ACCEPT_MOST && self.arrivals.front().is_some_and(|a| a.at <= self.now) {
             let arrival = self.arrivals.pop_front().expect("there is a front");
-            let recipients: Vec<_> = (0..arrival.recipients).map(|_| self.recipient()).collect();
-            let part = Part { lane: LaneId::TOTAL, stream: arrival.stream, recipients, only: None };
+            let mut parts: Vec<Part> = Vec::new();
+            for _ in 0..arrival.recipients {
+                let domain = arrival.domain.unwrap_or_else(|| self.places.pick(&mut self.random));
+                self.last_recipient += 1;
+                let recipient = places::recipient(self.names.then_some(self.last_recipient), domain);
+                let (lane, stream) = (self.places.lane(domain), arrival.stream);
+                match parts.iter_mut().find(|part| part.lane == lane) {
+                    Some(part) => part.recipients.push(recipient),
+                    None => parts.push(Part { lane, stream, recipients: vec![recipient], only: None }),
+                }
+            }
             batch.accepts.push(Accept {
                 id: self.fresh(),
                 reverse_path: Bytes::from_static(b"app@example.com"),
                 parameters: Bytes::new(),
-                parts: vec![part],
+                parts,
                 body: self.body.clone(),
             });
-        }
-    }
-
-    fn recipient(&mut self) -> Recipient {
-        self.last_recipient += 1;
-        let path = match self.names {
-            true => Bytes::from(self.last_recipient.to_string()),
-            false => Bytes::from_static(b"someone@example.net"),
-        };
-        Recipient { path, parameters: Bytes::new() }
-    }
-
-    /// Asks for what is due, as far as connections stand ready; returns how many were taken for each claim.
-    fn claims(&mut self, batch: &mut Batch) -> Vec<usize> {
-        let mut taken = Vec::new();
-        for (queue, streams) in self.schedule.due(self.now) {
-            let ready = self.pools.take_up_to(queue.route(), CLAIM_MOST);
-            if ready > 0 {
-                batch.claims.push(Claim { queue, streams, most_items: ready });
-                taken.push(ready);
-            }
-        }
-        taken
-    }
-
-    fn commit(&mut self, batch: Batch, ready: &[usize]) {
-        let spool = self.spool.as_mut().expect("only away while it is opened anew");
-        let done = spool.apply(&batch, &self.gate, &self.pools, self.now).expect("memory takes everything");
-        for (claim, (answer, ready)) in batch.claims.iter().zip(done.claims.iter().zip(ready)) {
-            self.pools.give_back_some(claim.queue.route(), ready - answer.items);
-            self.schedule.claimed(claim.queue, answer);
-        }
-        self.count(&batch, &done);
-        self.schedule.touched(done.touched, done.wake);
-        for queue in done.refunded {
-            self.schedule.refunded(queue);
-        }
-        if !batch.chores.is_empty() {
-            let next = done.chores.iter().filter_map(|answer| answer.next).min();
-            self.schedule.housekept(next);
-        }
-        for claimed in done.handed {
-            if let (Queue::New(_), Some(reservation)) = (claimed.item.queue, claimed.item.reservation) {
-                self.left.reserved(self.now, reservation.recipients);
-            }
-            let pickup = self.hops[claimed.item.queue.route() as usize].pickup(&mut self.random);
-            self.push(self.now.after(pickup), Event::Mail(Box::new(claimed)));
-        }
-        self.expired.extend(done.expired);
-        self.balance.check(self.spool.as_ref().expect("just used").ledger(), self.now);
-    }
-
-    fn count(&mut self, batch: &Batch, done: &Done) {
-        if !done.days.is_empty() {
-            self.left.turned(self.spool.as_ref().expect("just used").ledger());
-        }
-        let today = self.outcomes.last_mut().expect("a day has begun");
-        for (accept, placed) in batch.accepts.iter().zip(&done.accepts) {
-            self.messages += 1;
-            self.balance.accepted(accept);
-            today.offered += placed.iter().map(|p| p.recipients).sum::<u64>();
-            let legacy = placed.iter().filter(|p| p.queue == Queue::Legacy);
-            today.legacy_at_once += legacy.map(|p| p.recipients).sum::<u64>();
-        }
-        for settle in &batch.settles {
-            self.balance.settled(settle);
-        }
-        if let [moved, _, dropped] = &done.chores[..] {
-            today.legacy_late += moved.recipients;
-            self.balance.dropped(dropped.recipients);
         }
     }
 
     /// From `at` on the next hop of `route` cannot be reached for `length`.
     pub fn outage(&mut self, at: Timestamp, route: Route, length: Duration) {
         self.push(at, Event::Down(route, length));
+    }
+
+    /// This happens at `at`.
+    pub fn plan(&mut self, at: Timestamp, act: Act) {
+        self.sequence += 1;
+        self.acts.insert((at, self.sequence), act);
     }
 
     fn fresh(&mut self) -> QueueId {

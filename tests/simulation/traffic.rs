@@ -4,12 +4,22 @@ use std::time::Duration;
 
 use mailramp::message::{DaySpan, StreamId, Timestamp};
 
+use super::places::Domain;
+
 /// One message.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub at: Timestamp,
     pub stream: StreamId,
     pub recipients: u32,
+    /// To this domain; `None`: to each as often as its part of the mail says.
+    pub domain: Option<Domain>,
+}
+
+impl Arrival {
+    pub fn new(at: Timestamp, stream: StreamId, recipients: u32) -> Arrival {
+        Arrival { at, stream, recipients, domain: None }
+    }
 }
 
 /// Of one message of [`even`].
@@ -27,7 +37,7 @@ pub fn even(day: DaySpan, volume: u64, hours: &[(u64, u64)], step: Duration) -> 
             let mut left = (per_part * (n + 1) / steps - per_part * n / steps) as u32;
             while left > 0 && at < day.ends {
                 let recipients = left.min(RECIPIENTS_MOST);
-                arrivals.push(Arrival { at, stream: super::ONLY, recipients });
+                arrivals.push(Arrival::new(at, super::ONLY, recipients));
                 left -= recipients;
             }
         }
@@ -62,7 +72,7 @@ pub fn random_day(day: DaySpan, number: usize, mix: &Mix, random: &mut fastrand:
     let factor = mix.growth.powi(number as i32) * if weekend { 0.4 } else { 1.0 };
     let mut arrivals = Vec::new();
     let mut add = |at: i64, stream, recipients| {
-        arrivals.push(Arrival { at: Timestamp(day.starts.0 + at.min(length - 1)), stream, recipients });
+        arrivals.push(Arrival::new(Timestamp(day.starts.0 + at.min(length - 1)), stream, recipients));
     };
     for _ in 0..(mix.office * factor) as u64 {
         // Two thirds between 9 and 17 o'clock.
