@@ -90,6 +90,10 @@ fn prepared(
         lanes: Vec::new(),
         until: None,
     };
+    if gate.rules().is_none() && matches!(order.change, Change::BrakeSet { .. } | Change::BrakeRelease { .. }) {
+        let why = "no [warmup] is configured, so no lane has a brake; `mailramp warmup pause` stops new";
+        return Err(BackendError::Refused(why.into()));
+    }
     let what = match &order.change {
         Change::Pause => {
             if let Some(pause) = ledger.pause() {
