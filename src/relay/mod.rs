@@ -331,7 +331,7 @@ fn assemble(
     settings: &Settings,
     clock: Arc<TrustedClock>,
     gate: WarmupGate,
-    plan: Plan,
+    mut plan: Plan,
     front_door: FrontDoor,
     sockets: Sockets,
     watermark: Watermark,
@@ -354,6 +354,7 @@ fn assemble(
     let holds = spool.store().holds();
     let heard_until = spool.ledger().clock().map_or(clock.now(), |mark| mark.time);
     let gate = Arc::new(LiveGate::new(gate));
+    plan.order = gate.current().order_now(spool.ledger(), clock.now());
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
     let routes = Arc::new(LiveRoutes::new(dispatcher.clone()));
     let (handle, committer) = committer::start(spool, gate.clone(), routes.clone(), clock.clone()).map_err(io)?;
@@ -483,7 +484,17 @@ pub fn warmup_gate(settings: &Settings, names: &StreamNames) -> Result<WarmupGat
         ..Rules::default()
     };
     rules.check(&[], &StreamNames::fresh(settings).rules(settings)).map_err(|e| wrong(&e))?;
-    Ok(WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age))
+    let gate = WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age);
+    Ok(gate.with_lanes(warmup.providers.clone()).with_brake(brake_rules(&warmup.brake)))
+}
+
+fn brake_rules(brake: &config::BrakeSettings) -> policy::BrakeRules {
+    policy::BrakeRules {
+        window: brake.window,
+        defer_ratio: brake.defer_ratio,
+        min_attempts: brake.min_attempts,
+        hold: brake.hold,
+    }
 }
 
 fn clock_times(opens_minute: u16, closes_minute: u16) -> String {
