@@ -15,7 +15,6 @@ use crate::admin::warmup::{BRAKE_SECONDS, DAY_MOST};
 use crate::clock::Clock;
 use crate::message::{BrakeLevel, BrakeRecord, LaneId, Pause, Route, StageStep, Timestamp};
 use crate::metrics::WarmupAction;
-use crate::policy::BrakeRules;
 use crate::spool::by_hand::Audit;
 use crate::spool::{Chore, Ledger, Telling, Told, What};
 
@@ -26,7 +25,7 @@ impl RelayBackend {
     pub(super) async fn changed(&self, order: ChangeOrder, actor: u32) -> Result<ChangeAnswer, BackendError> {
         let (gate, asked, has_legacy) =
             (self.gate.current(), order.clone(), self.routes.current().pool(Route::Legacy).is_some());
-        let look = move |ledger: &Ledger, now| prepared(&gate, &BrakeRules::default(), ledger, &asked, actor, now);
+        let look = move |ledger: &Ledger, now| prepared(&gate, ledger, &asked, actor, now);
         let (what, answer) = self.spool.look(look).await.map_err(unavailable)??;
         let answer = ChangeAnswer { has_legacy, ..answer };
         if order.dry_run {
@@ -74,12 +73,12 @@ impl RelayBackend {
 /// What the spool is to be told, and what it will do; refused when it makes no sense or no difference.
 fn prepared(
     gate: &WarmupGate,
-    brakes: &BrakeRules,
     ledger: &Ledger,
     order: &ChangeOrder,
     actor: u32,
     now: Timestamp,
 ) -> Result<(What, ChangeAnswer), BackendError> {
+    let brakes = gate.brake_rules();
     let unchanged = |why: String| Err(BackendError::NoChange(why));
     let mut answer = ChangeAnswer {
         change: order.change.clone(),
