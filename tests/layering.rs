@@ -98,6 +98,7 @@ const PLAIN: &[&str] = &[
     "delivery/cap.rs",
     "delivery/dsn.rs",
     "delivery/fallback.rs",
+    "delivery/feedback.rs",
     "delivery/notify.rs",
     "delivery/outcome.rs",
     "delivery/schedule.rs",

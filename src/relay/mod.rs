@@ -27,6 +27,7 @@ use crate::clock::{Clock, TrustedClock};
 use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
+use crate::delivery::feedback::NoFeedback;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
 use crate::delivery::telling::ReportRules;
@@ -459,7 +460,6 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
         calendar: calendar.clone(),
         overflow,
         retry: retry_schedule(settings)?,
-        ..Rules::default()
     };
     rules.check(&[], &[stream]).map_err(|e| wrong(&e))?;
     Ok(WarmupGate::new(Some(rules), calendar, vec![stream]).with_life(settings.queue.max_age))
@@ -493,6 +493,7 @@ fn plan(settings: &Settings, gate: &WarmupGate) -> Result<Plan, StartError> {
         new: route(Route::New, &settings.new)?,
         legacy,
         order: gate.order(),
+        feedback: Arc::new(NoFeedback),
     })
 }
 
@@ -501,6 +502,7 @@ fn fallback_rules(on: &[config::FallbackOn]) -> FallbackRules {
         connect: on.contains(&config::FallbackOn::Connect),
         tls: on.contains(&config::FallbackOn::Tls),
         auth: on.contains(&config::FallbackOn::Auth),
+        reputation: on.contains(&config::FallbackOn::Reputation),
     }
 }
 
