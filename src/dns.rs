@@ -1,11 +1,12 @@
-//! Names of next hops to addresses, with a memory that outlives the name servers.
+//! Names of next hops to addresses, with a memory that outlives the name servers; and domains to their mail servers.
 //!
 //! The last good answer is kept for its TTL, from one minute to one hour, and served beyond that as long as no name
 //! server gives a better one: a relay does not stop because DNS does. Names are asked for as they are, with the dot at
 //! the end, so that no search list can turn one into another; `/etc/hosts` comes first. A name without a dot is
 //! a local one (`localhost`, a container) and is left to the system. An address is never looked up.
 //!
-//! Never decides about mail: a name that does not resolve is a next hop that cannot be reached.
+//! Never decides about mail: a name that does not resolve is a next hop that cannot be reached. Mail servers ([`MailServers`])
+//! are asked for without a memory; `operators` has one, which also outlives the process.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::{RData, Record};
 use tokio::time::{Instant, timeout};
 
 /// Shortest and longest time an answer is taken for fresh, whatever its TTL.
@@ -57,6 +59,41 @@ pub trait Source: Send + Sync {
 pub struct Found {
     pub addresses: Vec<IpAddr>,
     pub ttl: Duration,
+}
+
+/// One question for the mail servers of a domain, without memory.
+pub trait MailServers: Send + Sync {
+    /// Asks for the MX of `domain`: ASCII in lower case, without a dot at the end.
+    fn mail_servers<'a>(&'a self, domain: &'a str) -> Pending<'a, Result<Exchanges, Unresolved>>;
+}
+
+/// What name servers say about the mail servers of a domain (RFC 5321 §5.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exchanges {
+    /// At least one and at most [`SERVERS_MAX`], the most preferred first. A single one called `.` says that the domain
+    /// takes no mail (RFC 7505).
+    Found { servers: Vec<Exchange>, ttl: Duration },
+    /// The domain is there without an MX, so it is its own mail server.
+    Itself,
+    /// There is no such domain.
+    NoDomain,
+}
+
+/// One MX.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// The lower is tried first.
+    pub preference: u16,
+    /// With the dot at the end; what is no host name is escaped.
+    pub host: String,
+}
+
+/// Mail servers kept of one answer; a domain has a handful.
+pub const SERVERS_MAX: usize = 64;
+
+/// Asks `servers`, or those of the system when there are none. All tries of one question together take about `timeout`.
+pub fn mail_servers(servers: &[SocketAddr], timeout: Duration) -> Arc<dyn MailServers> {
+    Arc::new(Network::remembering(0, servers, timeout))
 }
 
 /// The answers so far, in front of a [`Source`].
@@ -148,6 +185,11 @@ pub struct Network {
 
 impl Network {
     pub fn new(servers: &[SocketAddr], timeout: Duration) -> Network {
+        Network::remembering(NAMES_MAX, servers, timeout)
+    }
+
+    /// The library keeps so many answers itself.
+    fn remembering(answers: usize, servers: &[SocketAddr], timeout: Duration) -> Network {
         let builder = match servers {
             [] => TokioResolver::builder_tokio(),
             servers => Ok(TokioResolver::builder_with_config(configured(servers), TokioRuntimeProvider::default())),
@@ -158,7 +200,7 @@ impl Network {
             (options.timeout, options.attempts) = (timeout / 2, 1);
             options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
             // Ours is the memory that counts; a name that was missing is asked for again when it is wanted again.
-            (options.cache_size, options.negative_max_ttl) = (NAMES_MAX as u64, Some(Duration::from_secs(5)));
+            (options.cache_size, options.negative_max_ttl) = (answers as u64, Some(Duration::from_secs(5)));
             builder.build()
         });
         if let Err(error) = &hickory {
@@ -196,6 +238,36 @@ impl Source for Network {
                 }
             }
         })
+    }
+}
+
+impl MailServers for Network {
+    fn mail_servers<'a>(&'a self, domain: &'a str) -> Pending<'a, Result<Exchanges, Unresolved>> {
+        Box::pin(async move {
+            let Some(hickory) = &self.hickory else { return Err(Unresolved("no name servers known".into())) };
+            let found = match hickory.mx_lookup(format!("{domain}.")).await {
+                Ok(found) => found,
+                Err(error) if error.is_nx_domain() => return Ok(Exchanges::NoDomain),
+                Err(error) if error.is_no_records_found() => return Ok(Exchanges::Itself),
+                Err(error) => return Err(Unresolved(error.to_string())),
+            };
+            let mut servers: Vec<Exchange> = found.answers().iter().filter_map(exchange).collect();
+            servers.sort_by(|a, b| (a.preference, &a.host).cmp(&(b.preference, &b.host)));
+            servers.truncate(SERVERS_MAX);
+            if servers.is_empty() {
+                return Ok(Exchanges::Itself);
+            }
+            let ttl = found.valid_until().saturating_duration_since(std::time::Instant::now());
+            Ok(Exchanges::Found { servers, ttl })
+        })
+    }
+}
+
+/// Other records stand in an answer too: the CNAME that led to it.
+fn exchange(record: &Record) -> Option<Exchange> {
+    match &record.data {
+        RData::MX(mx) => Some(Exchange { preference: mx.preference, host: mx.exchange.to_ascii() }),
+        _ => None,
     }
 }
 

@@ -48,6 +48,7 @@ pub mod dns;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod operators;
 pub mod policy;
 pub mod relay;
 pub mod reply;

@@ -111,6 +111,9 @@ pub struct Metrics {
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
     pub warmup_overrun_recipients: IntCounter,
 
+    pub mx_lookups: By<MxResult, IntCounter>,
+    pub mx_cache_domains: IntGauge,
+
     pub spool_sync_duration_seconds: Histogram,
     pub spool_errors: IntCounter,
 
@@ -199,6 +202,7 @@ impl Metrics {
         )?;
         let by_hand =
             make.counters("queue_admin_actions_total", "Commands of operators that changed queued mail.", &["action"])?;
+        let mx = make.counters("mx_lookups_total", "Questions for the mail servers of a domain.", &["result"])?;
         let http = make.counters("http_requests_total", "Requests to the admin plane.", &["handler", "code"])?;
 
         Ok(Metrics {
@@ -245,6 +249,8 @@ impl Metrics {
                 "warmup_overrun_recipients_total",
                 "Recipients sent by the new route beyond the limit; must stay 0.",
             )?,
+            mx_lookups: By::new(|result| mx.child(&[result])),
+            mx_cache_domains: make.int_gauge("mx_cache_domains", "Domains whose mail servers are known.")?,
             spool_sync_duration_seconds: make.histogram(
                 "spool_sync_duration_seconds",
                 "One group commit to disk.",

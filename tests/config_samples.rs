@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mailramp::cli::config as command;
-use mailramp::config::{CurveName, EXIT_CONFIG, Loaded, Origin, OverflowPolicy, Providers, Settings, TlsLevel, Window};
+use mailramp::config::{CurveName, EXIT_CONFIG, Loaded, Origin, OverflowPolicy, Settings, TlsLevel, Window};
 use mailramp::message::Timestamp;
+use mailramp::policy::{Lanes, Provider};
 use secrecy::ExposeSecret;
 
 /// Files in conf/ that are no settings; the program is made with them and tests of its own read them.
@@ -121,7 +122,7 @@ fn the_minimal_sample_becomes_typed_settings() {
     let warmup = settings.warmup.expect("a ramp");
     assert_eq!(warmup.start, Some(jiff::civil::date(2026, 3, 2)));
     assert_eq!((warmup.curve, warmup.target, warmup.growth), (CurveName::Named("standard".to_owned()), 12_000, 1.5));
-    assert_eq!((warmup.providers, warmup.overflow.policy), (Providers::Off, OverflowPolicy::HoldThenLegacy));
+    assert_eq!((warmup.providers, warmup.overflow.policy), (Lanes::Auto, OverflowPolicy::HoldThenLegacy));
     assert_eq!(warmup.pace.window, Window { opens_minute: 0, closes_minute: 1440 });
     assert_eq!((warmup.pace.hourly, warmup.pace.burst, warmup.pace.is_off()), (0.2, 0.02, false));
     assert_eq!(settings.data_dir, path.parent().expect("a folder").join("data"));
@@ -195,7 +196,38 @@ const BROKEN: &[(&str, usize, &[&str])] = &[
         5,
         &["`warmup.pace.window`", "such as \"08:00-20:00\""],
     ),
-    ("[warmup]\ntarget = 5\nproviders = 'auto'", 5, &["`warmup.providers`", "must be \"off\""]),
+    (
+        "[warmup]\ntarget = 5\nproviders = 'on'",
+        5,
+        &["`warmup.providers` = 'on'", "must be \"auto\", \"off\", or shares"],
+    ),
+    (
+        "[warmup]\ntarget = 5\nproviders = { gogle = '5%' }",
+        5,
+        &["{ gogle = '5%' }", "must name only google, ", "not gogle"],
+    ),
+    ("[warmup]\ntarget = 5\nproviders = { google = 0.4 }", 5, &["`warmup.providers`", "\"20%\", for google"]),
+    (
+        "[warmup]\ntarget = 5\nproviders = { google = '0%' }",
+        5,
+        &["`warmup.providers`", "above \"0%\"; leave google out"],
+    ),
+    ("[warmup]\ntarget = 5\nproviders = {}", 5, &["`warmup.providers` = {}", "must name at least one provider"]),
+    (
+        "[warmup]\ntarget = 5\nproviders = { google = '60%', microsoft = '40.5%' }",
+        5,
+        &["`warmup.providers`", "must add up to at most 100 %, not 100.5 %; lower one"],
+    ),
+    (
+        "[warmup]\ntarget = 5\nproviders = { google = '60%', microsoft = '40%' }",
+        5,
+        &["`warmup.providers`", "must leave a part for all others", "or name other"],
+    ),
+    (
+        "[warmup]\ntarget = 5\nproviders_file = 'none/such.toml'",
+        5,
+        &["`warmup.providers_file`", "a file of providers", "No such file"],
+    ),
     ("[warmup]\ntarget = 5\noverflow = { max_wait = 'auto' }", 5, &["`warmup.overflow.max_wait`", "must be a time"]),
     ("[queue]\nmax_age = 5", 4, &["`queue.max_age` = 5", "must be a time in quotes"]),
     ("[queue]\nretry = ['1m', '5']", 4, &["`queue.retry`", "item 2 (\"5\") must be a time"]),
@@ -542,6 +574,49 @@ fn faults_of_file_and_environment_are_reported_together_without_secrets() {
     ] {
         assert!(text.contains(key), "{key}: {text}");
     }
+}
+
+#[test]
+fn shares_of_providers_are_read_shown_and_overridden() {
+    let text = format!("{NEW}[warmup]\ntarget = 5\nproviders = {{ microsoft = '21%', google = '46%' }}\n");
+    let (_folder, path) = folder(&text);
+    let loaded = Settings::load(&path, std::iter::empty()).expect("shares");
+    let lanes = loaded.settings.warmup.as_ref().expect("a ramp").providers.clone();
+    assert_eq!(lanes, Lanes::given(&[(Provider::Google, 0.46), (Provider::Microsoft, 0.21)]).expect("shares"));
+    let mut shown = Vec::new();
+    loaded.show(&mut shown, false).expect("a vector takes everything");
+    let shown = String::from_utf8(shown).expect("UTF-8");
+    assert_eq!(load(&shown).settings.warmup.expect("a ramp").providers, lanes, "{shown}");
+
+    let off = Settings::load(&path, environment(&[("MAILRAMP__WARMUP__PROVIDERS", "off")])).expect("off");
+    assert_eq!(off.settings.warmup.expect("a ramp").providers, Lanes::Off);
+    let headed = load(&format!("{NEW}[warmup]\ntarget = 5\n[warmup.providers]\ngoogle = '46%'\nother = '10%'"));
+    let lanes = headed.settings.warmup.expect("a ramp").providers;
+    assert_eq!(lanes.share(Provider::Other), Some(0.1));
+}
+
+#[test]
+fn a_providers_file_replaces_the_operators_of_the_program() {
+    let entry = |name, mx| {
+        format!(
+            "[[providers]]\nname = \"{name}\"\nlane = \"yahoo\"\nmx = [\"{mx}\"]\nexamples = [\"a.example.net\"]\nsource = [\"x\"]\n"
+        )
+    };
+    let (own, path) = folder(&format!("{NEW}[warmup]\ntarget = 500\nproviders_file = 'own.toml'\n"));
+    let write = |text: String| fs::write(own.path().join("own.toml"), text).expect("the providers can be written");
+    write(entry("ours", ".example.net"));
+    let warmup = Settings::load(&path, std::iter::empty()).expect("a file").settings.warmup.expect("a ramp");
+    let operator = warmup.operators.of_host("mx.example.net");
+    assert_eq!((operator.name.as_str(), operator.lane), ("ours", Provider::Yahoo));
+    assert_eq!(warmup.operators.of_host("aspmx.l.google.com").lane, Provider::Other, "only those of the file");
+
+    write(entry("ours", ".net"));
+    let faults = Settings::load(&path, std::iter::empty()).expect_err("a suffix that takes in strangers").to_string();
+    let place = own.path().join("own.toml").display().to_string();
+    assert!(
+        faults.contains(&format!("{place}:4:7  `mx` of provider `ours` = \".net\": must be two labels")),
+        "{faults}"
+    );
 }
 
 #[test]

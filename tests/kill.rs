@@ -338,7 +338,7 @@ fn kills(usual: usize) -> usize {
 
 fn limited(limit: u64, hourly: &str, burst: &str, overflow: &str) -> String {
     format!(
-        "[warmup]\ncurve = \"custom\"\ncustom = [{limit}]\ngrowth = 1.0\ntarget = {limit}\n\
+        "[warmup]\ncurve = \"custom\"\ncustom = [{limit}]\ngrowth = 1.0\ntarget = {limit}\nproviders = \"off\"\n\
          [warmup.pace]\nhourly = \"{hourly}\"\nburst = \"{burst}\"\n[warmup.overflow]\n{overflow}\n"
     )
 }

@@ -16,7 +16,7 @@ const CONFIG: Option<i32> = Some(78);
 const DATA_DIR: Option<i32> = Some(73);
 const IO: Option<i32> = Some(74);
 const BUSY: Option<i32> = Some(75);
-const RAMP: &str = "[warmup]\ntarget = 1000\n";
+const RAMP: &str = "[warmup]\ntarget = 1000\nproviders = \"off\"\n";
 
 /// Next hops that no test here speaks to.
 fn nowhere(port: u16) -> SocketAddr {
@@ -178,7 +178,7 @@ fn an_empty_directory_begins_with_day_one_also_when_the_start_lies_in_the_past()
     let mut settings = settings(folder.path());
     for start in ["", "start = 2020-01-01\n"] {
         settings.data_dir = folder.path().join(format!("data{}", start.len()));
-        settings.warmup = format!("[warmup]\n{start}target = 1000\n");
+        settings.warmup = format!("[warmup]\n{start}target = 1000\nproviders = \"off\"\n");
         let relay = Running::start(&settings.save(folder.path()));
         let status = relay.status();
         assert_eq!((&status["warmup"]["day"], &status["warmup"]["limit"]), (&1.into(), &50.into()), "{start:?}");

@@ -120,10 +120,6 @@ choice!(
     }
 );
 choice!(
-    /// Limits per mailbox provider. Only the total so far.
-    Providers { Off = "off" }
-);
-choice!(
     /// What the first day with a brake does to the stage.
     NextDay {
         /// The stage stays.

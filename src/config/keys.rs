@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 
 use super::choices::*;
+use super::providers::ProviderLanes;
 use super::values::*;
 
 /// One key of a table of the settings file.
@@ -92,13 +93,14 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<AdvanceOn>("advance.on", r#""sending-day""#),
             key::<Share>("advance.min_used", r#""50%""#),
             key::<Decimal>("max_step", "2.0"),
-            key::<Providers>("providers", r#""off""#),
+            key::<ProviderLanes>("providers", r#""auto""#),
             key::<Hours>("pace.window", r#""00:00-24:00""#),
             key::<Share>("pace.hourly", r#""20%""#),
             key::<Share>("pace.burst", r#""2%""#),
             key::<OverflowPolicy>("overflow.policy", r#""hold-then-legacy""#),
             key::<Span>("overflow.max_wait", r#""15m""#),
             key::<OptionalPath>("curves_file", r#""""#),
+            key::<OptionalPath>("providers_file", r#""""#),
             key::<Span>("brake.window", r#""15m""#),
             key::<Share>("brake.defer_ratio", r#""10%""#),
             key::<Count>("brake.min_attempts", "20"),

@@ -144,6 +144,9 @@ fn value(raw: &Raw, origin: &String) -> Value {
         Raw::Decimal(n) => ValueKind::Float(*n),
         Raw::Switch(on) => ValueKind::Boolean(*on),
         Raw::List(items) => ValueKind::Array(items.iter().map(|item| value(item, origin)).collect()),
+        Raw::Table(entries) => {
+            ValueKind::Table(entries.iter().map(|(name, inner)| (name.clone(), value(inner, origin))).collect())
+        }
     };
     Value::new(Some(origin), kind)
 }
@@ -166,6 +169,8 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
         warmup.curves_file = warmup.curves_file.map(|path| input.folder.join(path));
         warmup.signals_file = warmup.signals_file.map(|path| input.folder.join(path));
         shape(&mut warmup, judge);
+        warmup.providers_file = warmup.providers_file.map(|path| input.folder.join(path));
+        operators(&mut warmup, judge);
         signals(&mut warmup, judge);
         warmup
     });
@@ -200,10 +205,20 @@ fn shape(warmup: &mut Warmup, judge: &mut Judge<'_>) {
     }
 }
 
+/// Reads who runs which mail servers.
+fn operators(warmup: &mut Warmup, judge: &mut Judge<'_>) {
+    let Some(path) = &warmup.providers_file else { return };
+    match rules::read(path, "providers", Providers::parse) {
+        Ok(providers) => warmup.operators = Arc::new(providers),
+        Err(unread) => refuse("warmup.providers_file", unread, judge),
+    }
+}
+
 /// Without a file of the operator's the rules of the program stay.
 fn signals(warmup: &mut Warmup, judge: &mut Judge<'_>) {
     let Some(path) = &warmup.signals_file else { return };
-    match rules::read(path, "rules for replies", |text| Signals::parse(text, Providers::embedded())) {
+    let operators = warmup.operators.clone();
+    match rules::read(path, "rules for replies", |text| Signals::parse(text, &operators)) {
         Ok(signals) => warmup.signals = Arc::new(signals),
         Err(unread) => refuse("warmup.signals_file", unread, judge),
     }

@@ -12,6 +12,7 @@ pub mod curves;
 mod keys;
 mod load;
 mod model;
+mod providers;
 pub mod rules;
 mod show;
 mod strict;

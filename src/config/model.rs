@@ -14,8 +14,9 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::choices::*;
+use super::providers::ProviderLanes;
 use super::values::{self, *};
-use crate::policy::{Curve, Signals};
+use crate::policy::{Curve, Lanes, Providers, Signals};
 
 /// Everything the relay is told at start.
 #[derive(Clone, Debug)]
@@ -263,13 +264,17 @@ pub struct Warmup {
     /// Times the best day remembered that a limit may reach; 0 is off.
     #[serde(deserialize_with = "de::<Decimal, _>")]
     pub max_step: f64,
-    #[serde(deserialize_with = "de::<Providers, _>")]
-    pub providers: Providers,
+    /// Which mailbox providers have a limit of their own beside the total.
+    #[serde(deserialize_with = "de::<ProviderLanes, _>")]
+    pub providers: Lanes,
     pub pace: Pace,
     pub overflow: Overflow,
     /// Where named curves are looked up; `None`: those of the program.
     #[serde(deserialize_with = "de::<OptionalPath, _>")]
     pub curves_file: Option<PathBuf>,
+    /// Where the operators of mail servers are looked up; `None`: those of the program.
+    #[serde(deserialize_with = "de::<OptionalPath, _>")]
+    pub providers_file: Option<PathBuf>,
     pub brake: BrakeSettings,
     /// Where the meaning of replies is looked up; `None`: the rules of the program.
     #[serde(deserialize_with = "de::<OptionalPath, _>")]
@@ -280,6 +285,13 @@ pub struct Warmup {
     /// What `curve` and its numbers come to; filled in when the curves were read.
     #[serde(skip)]
     pub shape: Curve,
+    /// What stands in `providers_file`; filled in when it was read.
+    #[serde(skip, default = "those_of_the_program")]
+    pub operators: Arc<Providers>,
+}
+
+fn those_of_the_program() -> Arc<Providers> {
+    Providers::embedded().clone()
 }
 
 #[derive(Clone, Debug, Deserialize)]

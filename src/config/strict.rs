@@ -215,7 +215,9 @@ fn raw(value: &DeValue<'_>) -> Raw {
         DeValue::Boolean(on) => Raw::Switch(*on),
         DeValue::Datetime(date) => Raw::Date(date.to_string()),
         DeValue::Array(items) => Raw::List(items.iter().map(|item| raw(item.get_ref())).collect()),
-        DeValue::Table(_) => Raw::Other("a table".to_owned()),
+        DeValue::Table(table) => {
+            Raw::Table(table.iter().map(|(name, value)| (name.get_ref().to_string(), raw(value.get_ref()))).collect())
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use secrecy::SecretString;
-use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// One value as written, before it has a meaning.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +26,9 @@ pub(super) enum Raw {
     /// A TOML date or time, as written.
     Date(String),
     List(Vec<Raw>),
-    /// What no setting takes: a table, or an integer beyond 64 bits. The text says which.
+    /// In the order of the file, as far as that is known.
+    Table(Vec<(String, Raw)>),
+    /// What no setting takes: an integer beyond 64 bits. The text says so.
     Other(String),
 }
 
@@ -107,6 +109,13 @@ impl fmt::Display for Raw {
                 }
                 f.write_char(']')
             }
+            Raw::Table(entries) => {
+                f.write_str("{ ")?;
+                for (i, (name, value)) in entries.iter().enumerate() {
+                    write!(f, "{}{name} = {value}", if i > 0 { ", " } else { "" })?;
+                }
+                f.write_str(" }")
+            }
         }
     }
 }
@@ -129,7 +138,7 @@ impl<'de> Deserialize<'de> for Raw {
         impl<'de> Visitor<'de> for Any {
             type Value = Raw;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text, number, switch or list")
+                f.write_str("a text, number, switch, list or table")
             }
             fn visit_bool<E>(self, on: bool) -> Result<Raw, E> {
                 Ok(Raw::Switch(on))
@@ -149,6 +158,13 @@ impl<'de> Deserialize<'de> for Raw {
                     items.push(item);
                 }
                 Ok(Raw::List(items))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Raw::Table(entries))
             }
         }
         deserializer.deserialize_any(Any)

@@ -63,6 +63,14 @@ labels! {
         /// The reply to the final dot was lost.
         Unknown = "unknown",
     }
+    /// What name servers said of a domain's mail servers.
+    MxResult {
+        Found = "found",
+        /// No such domain, or no MX.
+        None = "none",
+        /// No answer.
+        Failed = "failed",
+    }
     /// Whether a sender was told what became of a recipient.
     ReportResult {
         Sent = "sent",

@@ -17,6 +17,7 @@
 //! | [`stream`] | what the operator says about one kind of mail |
 //! | [`retry`] | when to try a refused delivery again |
 //! | [`plan`] | what all of this would do with a given demand |
+//! | [`lanes`] | which mailbox providers have a limit of their own |
 //! | [`provider`] | who runs a domain's mail servers |
 //! | [`signal`] | what a reply of theirs means for the ramp |
 //! | [`brake`] | how that slows a lane down, and for how long |
@@ -27,6 +28,7 @@ pub mod allowance;
 pub mod brake;
 pub mod calendar;
 pub mod curve;
+pub mod lanes;
 pub mod pace;
 pub mod plan;
 pub mod presets;
@@ -43,6 +45,7 @@ pub use allowance::{Bound, Bounds, Closed, LaneView, Wake};
 pub use brake::{Brake, BrakeRules, Braked};
 pub use calendar::Calendar;
 pub use curve::Curve;
+pub use lanes::{Lanes, SharesError};
 pub use pace::{OpenHours, Pace, Window};
 pub use presets::{Preset, Presets};
 pub use provider::{Operator, Provider, Providers};

@@ -3,8 +3,8 @@
 //! A domain is not enough: tenants of Google Workspace and Microsoft 365 have domains of their own and count as Google and
 //! Microsoft, because that is who judges the address that sends. Looks nothing up; the MX names come in.
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -90,14 +90,16 @@ pub struct Mx<'a> {
 /// All operators of one file.
 #[derive(Clone, Debug)]
 pub struct Providers {
-    operators: Vec<Operator>,
+    operators: Vec<Arc<Operator>>,
     /// Index into `operators` by suffix: lower case, no dot at either end.
-    suffixes: HashMap<String, usize>,
-    other: Operator,
+    suffixes: BTreeMap<String, usize>,
+    /// Index into `operators` by domain of mail addresses: lower case.
+    domains: BTreeMap<String, usize>,
+    other: Arc<Operator>,
 }
 
-static PARSED: LazyLock<Providers> =
-    LazyLock::new(|| Providers::parse(EMBEDDED).expect("a test reads the operators of the program"));
+static PARSED: LazyLock<Arc<Providers>> =
+    LazyLock::new(|| Arc::new(Providers::parse(EMBEDDED).expect("a test reads the operators of the program")));
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,13 +114,15 @@ struct Entry {
     #[serde(default)]
     lane: Provider,
     mx: Spanned<Vec<Spanned<String>>>,
+    #[serde(default)]
+    domains: Vec<Spanned<String>>,
     examples: Vec<Spanned<String>>,
     source: Spanned<Vec<String>>,
 }
 
 impl Providers {
     /// The operators of the program.
-    pub fn embedded() -> &'static Providers {
+    pub fn embedded() -> &'static Arc<Providers> {
         &PARSED
     }
 
@@ -126,8 +130,9 @@ impl Providers {
     pub fn parse(text: &str) -> Result<Providers, Vec<FileFault>> {
         let file: File = rule_file::tables(text)?;
         let mut faults = Faults::new(text);
-        let other = Operator { name: OTHER.to_owned(), lane: Provider::Other };
-        let mut providers = Providers { operators: Vec::new(), suffixes: HashMap::new(), other };
+        let other = Arc::new(Operator { name: OTHER.to_owned(), lane: Provider::Other });
+        let mut providers =
+            Providers { operators: Vec::new(), suffixes: BTreeMap::new(), domains: BTreeMap::new(), other };
         if file.providers.len() > OPERATORS_MAX {
             faults.at(0, format!("must hold at most {OPERATORS_MAX} providers"));
         }
@@ -163,7 +168,7 @@ impl Providers {
                 "must name the end of its servers' names, such as [\".example.net\"], and `examples` one of them";
             faults.value(&called(entry), "mx", entry.mx.span(), must);
         }
-        self.operators.push(Operator { name: name.clone(), lane: entry.lane });
+        self.operators.push(Arc::new(Operator { name: name.clone(), lane: entry.lane }));
         for suffix in entry.mx.get_ref() {
             let host = normal(suffix.get_ref()).trim_start_matches('.').to_owned();
             let labels = host.split('.').filter(|label| !label.is_empty()).count();
@@ -179,6 +184,21 @@ impl Providers {
                 );
             }
         }
+        self.add_domains(entry, faults);
+    }
+
+    fn add_domains(&mut self, entry: &Entry, faults: &mut Faults<'_>) {
+        for domain in &entry.domains {
+            let name = normal(domain.get_ref());
+            let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.');
+            if !name.contains('.') || name.split('.').any(str::is_empty) || !name.bytes().all(plain) {
+                let must = "must be a whole domain of mail addresses, such as \"example.net\"";
+                faults.value(&called(entry), "domains", domain.span(), must);
+            } else if self.domains.insert(name, self.operators.len() - 1).is_some() {
+                let must = "must stand only once in the file; take one of them out";
+                faults.value(&called(entry), "domains", domain.span(), must);
+            }
+        }
     }
 
     /// Whether rules may speak of an operator of this name.
@@ -187,14 +207,20 @@ impl Providers {
     }
 
     /// Who runs the server of this name. The longest suffix of whole labels counts.
-    pub fn of_host(&self, host: &str) -> &Operator {
+    pub fn of_host(&self, host: &str) -> &Arc<Operator> {
         self.known(host).map_or(&self.other, |index| &self.operators[index])
+    }
+
+    /// The best guess for a domain of mail addresses (lower case, no dot at the end) before its mail servers are known: one
+    /// of the file's `domains`, or under the name of an operator's servers.
+    pub fn guess(&self, domain: &str) -> &Arc<Operator> {
+        self.domains.get(domain).map_or_else(|| self.of_host(domain), |index| &self.operators[*index])
     }
 
     /// Who runs the most preferred servers of a domain. Where several are equally preferred and belong to several known
     /// operators, the one that stands first in the file, whatever the order of the answer. Nobody in an empty set; for a
     /// domain without MX pass the domain itself (RFC 5321 §5.1).
-    pub fn of_domain<'a>(&self, servers: impl IntoIterator<Item = Mx<'a>> + Clone) -> &Operator {
+    pub fn of_domain<'a>(&self, servers: impl IntoIterator<Item = Mx<'a>> + Clone) -> &Arc<Operator> {
         let best = servers.clone().into_iter().map(|mx| mx.preference).min();
         let preferred = servers.into_iter().filter(|mx| Some(mx.preference) == best);
         preferred.filter_map(|mx| self.known(mx.host)).min().map_or(&self.other, |index| &self.operators[index])
@@ -311,6 +337,30 @@ mod tests {
         assert_eq!(of(&[(10, "mx.example.org"), (20, google)]), OTHER, "the second choice says nothing");
         assert_eq!(of(&[]), OTHER);
         assert_eq!(of(&[(0, ".")]), OTHER, "a domain that takes no mail (RFC 7505)");
+    }
+
+    #[test]
+    fn a_domain_of_their_own_mailboxes_is_known_before_its_servers_are() {
+        let guess = |domain: &str| Providers::embedded().guess(domain).name.clone();
+        assert_eq!((guess("gmail.com").as_str(), guess("hotmail.com").as_str()), ("google", "microsoft"));
+        assert_eq!((guess("web.de").as_str(), guess("x.web.de").as_str()), ("gmx-webde", "gmx-webde"));
+        assert_eq!(
+            (guess("mail.gmail.com").as_str(), guess("example.org").as_str()),
+            (OTHER, OTHER),
+            "whole domains only"
+        );
+        for (domains, words) in [
+            ("[\"com\"]", "3:12  `domains` of provider `x` = \"com\": must be a whole domain"),
+            ("[\"a..b\"]", "must be a whole domain"),
+            ("[\"a b.c\"]", "must be a whole domain"),
+            ("[\"a.b\", \"A.B\"]", "only once"),
+        ] {
+            let text = format!(
+                "[[providers]]\nname = \"x\"\ndomains = {domains}\nmx = [\".a.b\"]\nexamples = [\"c.a.b\"]\nsource = [\"x\"]\n"
+            );
+            let faults = Providers::parse(&text).unwrap_err();
+            assert!(faults.len() == 1 && faults[0].to_string().contains(words), "{faults:?}");
+        }
     }
 
     #[test]

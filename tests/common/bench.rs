@@ -48,7 +48,7 @@ impl Setup {
     /// A ramp that stands at `limit`, without a pace; `overflow` is what stands in its table.
     pub fn limit(mut self, limit: u64, overflow: &str) -> Setup {
         self.more.push_str(&format!(
-            "[warmup]\ncurve = \"custom\"\ncustom = [{limit}]\ngrowth = 1.0\ntarget = {limit}\n\
+            "[warmup]\ncurve = \"custom\"\ncustom = [{limit}]\ngrowth = 1.0\ntarget = {limit}\nproviders = \"off\"\n\
              pace = {{ hourly = \"100%\", burst = \"100%\" }}\noverflow = {{ {overflow} }}\n"
         ));
         self

@@ -43,7 +43,7 @@ impl Settings {
     /// A ramp that stands at `limit`, without a pace.
     pub fn limit(mut self, limit: u64, overflow: &str) -> Self {
         self.warmup = format!(
-            "[warmup]\ncurve = \"custom\"\ncustom = [{limit}]\ngrowth = 1.0\ntarget = {limit}\n\
+            "[warmup]\ncurve = \"custom\"\ncustom = [{limit}]\ngrowth = 1.0\ntarget = {limit}\nproviders = \"off\"\n\
              [warmup.pace]\nhourly = \"100%\"\nburst = \"100%\"\n[warmup.overflow]\n{overflow}\n"
         );
         self

@@ -134,6 +134,7 @@ messages_per_connection = 10000
 [warmup]
 curve = "standard"
 target = {target}
+providers = "off"
 overflow.max_wait = "1h"
 "#,
         http_port = options.http_port,
