@@ -5,6 +5,7 @@
 //! the transactions under way end, then the committer.
 
 pub mod backend;
+pub mod feedback;
 pub mod front_door;
 pub mod gate;
 pub mod intake;
