@@ -14,6 +14,7 @@
 mod labels;
 
 use std::marker::PhantomData;
+use std::sync::{Mutex, OnceLock};
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
@@ -47,17 +48,33 @@ impl<L: Label, M> By<L, M> {
     }
 }
 
-/// One `M` for each configured stream.
-pub struct ByStream<M>(Vec<M>);
+/// One `M` for each stream that counts by its own name. They can become more, and never fewer.
+pub struct ByStream<M> {
+    /// By id.
+    cells: Vec<OnceLock<M>>,
+    make: Box<dyn Fn(&str) -> M + Send + Sync>,
+}
 
 impl<M> ByStream<M> {
-    fn new(names: &[String], make: impl FnMut(&String) -> M) -> Self {
-        ByStream(names.iter().map(make).collect())
+    fn new(names: &[String], make: impl Fn(&str) -> M + Send + Sync + 'static) -> Self {
+        let cells = (0..=u8::MAX).map(|_| OnceLock::new()).collect();
+        let of_all = ByStream { cells, make: Box::new(make) };
+        names.iter().zip(0..).for_each(|(name, id)| of_all.add(StreamId(id), name));
+        of_all
     }
 
-    /// A stream that came with a later reload counts as the default until the next start.
+    fn add(&self, stream: StreamId, name: &str) {
+        self.cells[usize::from(stream.0)].get_or_init(|| (self.make)(name));
+    }
+
+    fn counted(&self) -> usize {
+        self.cells.iter().filter(|cell| cell.get().is_some()).count()
+    }
+
+    /// A stream that does not count by its own name counts as the default.
     pub fn of(&self, stream: StreamId) -> &M {
-        self.0.get(usize::from(stream.0)).unwrap_or(&self.0[0])
+        let default = || self.cells[0].get().expect("the default is there from the start");
+        self.cells[usize::from(stream.0)].get().unwrap_or_else(default)
     }
 }
 
@@ -88,6 +105,7 @@ pub enum MetricsError {
 /// All series of one relay. Fields are named as the series are, without prefix and `_total`.
 pub struct Metrics {
     registry: Registry,
+    adding_streams: Mutex<()>,
 
     pub config_last_reload_successful: IntGauge,
     pub config_last_reload_success_timestamp_seconds: Gauge,
@@ -221,15 +239,15 @@ impl Metrics {
             )?,
             smtp_connections: make.int_gauge("smtp_connections", "Client connections now.")?,
             smtp_connections_total: By::new(|result| connections.child(&[result])),
-            smtp_messages_received: ByStream::new(streams, |stream| messages.child(&[stream])),
-            smtp_recipients_received: ByStream::new(streams, |stream| recipients.child(&[stream])),
+            smtp_messages_received: ByStream::new(streams, move |stream| messages.child(&[stream])),
+            smtp_recipients_received: ByStream::new(streams, move |stream| recipients.child(&[stream])),
             smtp_rejections: By::new(|reason| rejections.child(&[reason])),
             smtp_accept_duration_seconds: make.histogram(
                 "smtp_accept_duration_seconds",
                 "From the end of data to 250, with the sync.",
                 ACCEPT_BUCKETS,
             )?,
-            routed_recipients: ByStream::new(streams, |stream| {
+            routed_recipients: ByStream::new(streams, move |stream| {
                 By::new(|route| By::new(|reason| routed.child(&[stream, route, reason])))
             }),
             delivery_attempts: By::new(|route| {
@@ -273,7 +291,23 @@ impl Metrics {
             http_requests: By::new(|handler| By::new(|code| http.child(&[handler, code]))),
             mirrored: Mirrored::new(&make)?,
             registry: make.registry,
+            adding_streams: Mutex::default(),
         })
+    }
+
+    /// These streams count by their own names from here on; a series that is there goes on. Once [`STREAMS_MAX`] streams have been
+    /// counted since the start the others count as the default until the next one.
+    pub fn count_streams(&self, streams: &[(StreamId, String)]) {
+        let _one_at_a_time = self.adding_streams.lock();
+        for (stream, name) in streams {
+            let known = self.smtp_messages_received.cells[usize::from(stream.0)].get().is_some();
+            if known || self.smtp_messages_received.counted() >= STREAMS_MAX {
+                continue;
+            }
+            self.smtp_messages_received.add(*stream, name);
+            self.smtp_recipients_received.add(*stream, name);
+            self.routed_recipients.add(*stream, name);
+        }
     }
 
     /// Notes that the settings were loaded, at start or by a reload.
@@ -440,6 +474,27 @@ mod tests {
         assert!(matches!(Metrics::new(&Build::default(), &[]), Err(MetricsError::Streams(0))));
         let many = vec!["x".to_string(); STREAMS_MAX + 1];
         assert!(matches!(Metrics::new(&Build::default(), &many), Err(MetricsError::Streams(_))));
+    }
+
+    #[test]
+    fn a_stream_that_comes_later_gets_its_series_as_long_as_there_is_room() {
+        let metrics = with_streams(1);
+        let received = |name: &str| {
+            let series = format!("mailramp_smtp_messages_received_total{{stream=\"{name}\"}} ");
+            let text = metrics.render();
+            text.lines().find_map(|line| Some(line.strip_prefix(&series)?.parse::<u64>().unwrap()))
+        };
+        metrics.smtp_messages_received.of(StreamId(200)).inc();
+        assert_eq!((received("stream0"), received("digest")), (Some(1), None));
+        metrics.count_streams(&[(StreamId(0), "stream0".into()), (StreamId(200), "digest".into())]);
+        metrics.smtp_messages_received.of(StreamId(200)).inc();
+        assert_eq!((received("stream0"), received("digest")), (Some(1), Some(1)));
+        let many: Vec<_> = (1..100).map(|id| (StreamId(id), format!("more{id}"))).collect();
+        metrics.count_streams(&many);
+        let counted = metrics.render().lines().filter(|line| line.starts_with("mailramp_smtp_messages_rec")).count();
+        assert_eq!(counted, STREAMS_MAX);
+        metrics.smtp_messages_received.of(StreamId(99)).inc();
+        assert_eq!(received("stream0"), Some(2), "counts as the default");
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mailramp::cli::config as command;
-use mailramp::config::{CurveName, EXIT_CONFIG, Loaded, Origin, OverflowPolicy, Settings, TlsLevel, Window};
+use mailramp::config::{
+    CurveName, EXIT_CONFIG, Loaded, MaxWait, Origin, OverflowPolicy, Settings, StreamRoute, TlsLevel, Window,
+};
 use mailramp::message::Timestamp;
 use mailramp::policy::{Lanes, Provider};
 use secrecy::ExposeSecret;
@@ -81,7 +83,7 @@ fn documented_defaults_equal_coded_ones() {
 
     for line in keys(&coded) {
         let Some((key, _)) = line.split_once(" = ") else { continue };
-        let key = if ["bind", "allow_from", "tls", "auth", "auth_clear"].contains(&key) {
+        let key = if ["bind", "allow_from", "tls", "auth", "auth_clear", "stream", "stream_header"].contains(&key) {
             format!("listeners[0].{key}")
         } else {
             key.to_owned()
@@ -183,7 +185,6 @@ const BROKEN: &[(&str, usize, &[&str])] = &[
     ("[queue.dsn]\ndelay_notice = '4'", 4, &["`queue.dsn.delay_notice`", "\"off\", or a time"]),
     ("[queue.dsn]\ndelay_notice = '9d'", 4, &["`queue.dsn.delay_notice`", "less than `queue.max_age`, \"5d\""]),
     ("[new.tls]\n[queue.dsn]\nper_sender_per_hour = 0", 5, &["`queue.dsn.per_sender_per_hour`", "from 1"]),
-    ("[[streams]]\nname = 'x'", 3, &["`streams` does not work in this version yet"]),
     ("[warmup]\ntarget = 50.7", 4, &["`warmup.target` = 50.7", "must be a whole number"]),
     ("[warmup]\ntarget = \"50\"", 4, &["`warmup.target` = \"50\"", "without quotes"]),
     ("[warmup]\ntarget = -5", 4, &["`warmup.target` = -5", "must be a whole number, 0 or more"]),
@@ -228,7 +229,11 @@ const BROKEN: &[(&str, usize, &[&str])] = &[
         5,
         &["`warmup.providers_file`", "a file of providers", "No such file"],
     ),
-    ("[warmup]\ntarget = 5\noverflow = { max_wait = 'auto' }", 5, &["`warmup.overflow.max_wait`", "must be a time"]),
+    (
+        "[warmup]\ntarget = 5\noverflow = { max_wait = 'oft' }",
+        5,
+        &["`warmup.overflow.max_wait`", "must be \"auto\", or a time"],
+    ),
     ("[queue]\nmax_age = 5", 4, &["`queue.max_age` = 5", "must be a time in quotes"]),
     ("[queue]\nretry = ['1m', '5']", 4, &["`queue.retry`", "item 2 (\"5\") must be a time"]),
     ("[queue]\ndisk = '20GB'", 4, &["`queue.disk` = '20GB'", "must be a table"]),
@@ -264,11 +269,6 @@ const BROKEN: &[(&str, usize, &[&str])] = &[
     ),
     ("[smtp.tls]\ncert = '/dev/null'", 3, &["`smtp.tls.key`", "when `smtp.tls.cert` is"]),
     ("[smtp]\ntimeouts = { handshake = '2h' }", 4, &["`smtp.timeouts.handshake` = \"2h\"", "from \"1s\" to \"1h\""]),
-    (
-        "[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['::1']\nstream = 'x'",
-        6,
-        &["stream` does not work in this version"],
-    ),
     ("[listeners]\nbind = '127.0.0.1:25'", 3, &["`listeners`", "[[listeners]]"]),
     ("[queue]\nretry = ['1m', '2m', '3m', '4m', '5m', '6m', '7m', '8m', '9m', '10m', 5]", 4, &["…: item 11 (5)"]),
     ("x = [1", 3, &["not TOML"]),
@@ -550,6 +550,7 @@ fn a_fault_in_the_environment_names_the_variable() {
         ("MAILRAMP__PREFLIGHT__EVERY", "6h", "`preflight.every` does not work in this version yet"),
         ("MAILRAMP__DNS__TIMEOUT", "5", "`dns.timeout` = \"5\": must be a time in quotes"),
         ("MAILRAMP__LISTENERS__0__BIND", "a", "listeners come from the settings file only"),
+        ("MAILRAMP__STREAMS__0__NAME", "a", "streams come from the settings file only"),
         ("MAILRAMP__QUEUE__RETRY", "1m 2m", "items separated by commas"),
     ] {
         let faults = Settings::load(&path, environment(&[(variable, value)])).expect_err(variable).to_string();
@@ -765,4 +766,178 @@ fn what_config_show_prints_loads_again_and_means_the_same() {
     let first = load(text);
     let again = load(&shown(&first));
     assert_eq!(format!("{:?}", first.settings), format!("{:?}", again.settings));
+}
+
+// --- [[streams]] ----------------------------------------------------------------------------------------------------
+
+/// Two listeners, the second with a login and tags, and a legacy server; what follows begins in line 11.
+fn with_streams(text: &str) -> String {
+    format!(
+        "[new]\nhost = 'a'\n[[listeners]]\nbind = ['127.0.0.1:25', '[::1]:25']\nallow_from = ['10.0.0.0/8']\n\
+         [[listeners]]\nbind = '127.0.0.1:26'\nallow_from = ['192.0.2.0/24']\nLISTENER2 = true\n\n{text}"
+    )
+    .replace("LISTENER2", "stream_header")
+}
+
+#[test]
+fn streams_become_rules_with_the_defaults_of_the_ramp() {
+    let loaded = load(&with_streams(
+        "[[streams]]\nname = 'digest'\n\
+         match = { from = ['Digest@example.com', '*@news.example.com'], listener = '127.0.0.1:26', header = 'weekly' }\n\
+         route = 'new'\npriority = 80\nmax_share = '70%'\noverflow = { max_wait = 'auto' }\n\
+         [[streams]]\nname = 'crm'\nmatch.client = '10.1.0.0/16'\n\
+         [warmup]\ntarget = 10\noverflow = { max_wait = '2h' }\n[legacy]\nhost = 'b'\n",
+    ));
+    let [digest, crm] = &loaded.settings.streams[..] else { panic!("{:?}", loaded.settings.streams) };
+    assert_eq!((digest.name.as_str(), digest.route, digest.priority), ("digest", StreamRoute::New, 80));
+    assert_eq!((digest.max_share, digest.overflow.max_wait), (Some(0.7), MaxWait::Auto));
+    assert_eq!(
+        (digest.rule.from.len(), &digest.rule.listeners[..], &digest.rule.tags[..]),
+        (2, &[1][..], &["weekly".into()][..])
+    );
+    assert_eq!((crm.route, crm.priority, crm.max_share), (StreamRoute::Ramp, 50, None));
+    assert_eq!(crm.overflow.policy, OverflowPolicy::HoldThenLegacy);
+    assert_eq!(crm.overflow.max_wait, MaxWait::Time(Duration::from_secs(7200)));
+    assert_eq!(crm.rule.clients, ["10.1.0.0/16".parse().expect("a network")]);
+    assert!(matches!(loaded.origin("streams[0].match.from"), Some(Origin::File { line: 13, .. })));
+    assert_eq!(loaded.origin("streams[1].priority"), Some(&Origin::Default));
+    let mut shown = Vec::new();
+    loaded.show(&mut shown, false).expect("a vector takes everything");
+    let again = load(&String::from_utf8(shown).expect("UTF-8"));
+    assert_eq!(format!("{:?}", loaded.settings), format!("{:?}", again.settings));
+}
+
+#[test]
+fn the_example_of_a_stream_in_the_sample_loads_with_the_documented_defaults() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/mailramp.toml")).expect("a sample");
+    let example: Vec<&str> = text
+        .lines()
+        .skip_while(|line| !line.starts_with("# [[streams]]"))
+        .take_while(|line| line.starts_with("# ") || line.starts_with("#  "))
+        .map(|line| line.trim_start_matches("# "))
+        .collect();
+    let users = "[smtp]\nusers.file = 'users'\n";
+    let listener = "[[listeners]]\nbind = '127.0.0.1:2525'\nallow_from = ['10.0.0.0/8']\nauth = 'optional'\n\
+                    auth_clear = true\nstream_header = true\n";
+    let (folder, path) = folder(&format!("{NEW}{users}{listener}{}\n", example.join("\n")));
+    write_secret(&folder.path().join("users"), "", 0o600);
+    let loaded = Settings::load(&path, std::iter::empty()).unwrap_or_else(|faults| panic!("{faults}"));
+    let [stream] = &loaded.settings.streams[..] else { panic!("one stream") };
+    assert_eq!((stream.name.as_str(), stream.rule.from.len(), stream.rule.users.len()), ("digest", 3, 1));
+    let smallest = load(&format!("{NEW}[[streams]]\nname = 'x'\nmatch.from = '*@x.example'"));
+    for key in ["route", "priority", "max_share"] {
+        let key = format!("streams[0].{key}");
+        assert_eq!(loaded.value(&key), smallest.value(&key), "{key}");
+    }
+}
+
+#[test]
+fn a_stream_that_cannot_be_or_can_never_match_is_refused_with_line_and_remedy() {
+    let from = |name: &str, from: &str| format!("[[streams]]\nname = '{name}'\nmatch.from = '{from}'\n");
+    let a = from("a", "*@a.example");
+    let of = |rest: &str| format!("[[streams]]\nname = 'a'\n{rest}\n");
+    let many: String = (0..33).map(|n| from(&format!("s{n}"), &format!("*@s{n}.example"))).collect();
+    let table: Vec<(String, usize, &[&str])> = vec![
+        ("[[streams]]\nmatch.from = '*@a.example'".into(), 11, &["`streams[0].name` is missing", "such as \"digest\""]),
+        ("[[streams]]\nname = ''\nmatch.from = '*@a.example'".into(), 12, &["`streams[0].name` = ''", "1 to 32"]),
+        (from("Digest", "*@a.example"), 12, &["`streams[0].name` = 'Digest'", "lower-case letters"]),
+        (from(&"x".repeat(33), "*@a.example"), 12, &["`streams[0].name`", "1 to 32"]),
+        (from("default", "*@a.example"), 12, &["`streams[0].name` = \"default\"", "another name", "[warmup]"]),
+        (format!("{a}{}", from("a", "*@b.example")), 15, &["`streams[1].name` = \"a\"", "`streams[0]` has it"]),
+        (
+            of(""),
+            11,
+            &["`streams[0].match` is missing", "at least one of from, auth_user, header, listener and client"],
+        ),
+        (of("match = {}"), 13, &["`streams[0].match` is missing"]),
+        (of("match.from = []"), 13, &["`streams[0].match.from` = []", "at least one value"]),
+        (of("match.from = 'example.com'"), 13, &["`streams[0].match.from` = 'example.com'", "*@*.example.com"]),
+        (of("match.form = '*@a.example'"), 13, &["unknown key `streams[0].match.form`", "did you mean `from`?"]),
+        (of("match = 'x'"), 13, &["`streams[0].match` = 'x'", "must be a table"]),
+        (of("match.header = ' x'"), 13, &["`streams[0].match.header`", "without white space"]),
+        (of("match.client = '10.0.0.1/8'"), 13, &["`streams[0].match.client`", "host bits"]),
+        (
+            format!("{a}{}", from("b", "x@A.example")),
+            16,
+            &["`streams[1].match.from`", "stream \"a\" (`streams[0]`)", "put this stream before that one"],
+        ),
+        (
+            format!(
+                "[[streams]]\nname = 'a'\nmatch.client = '10.0.0.0/8'\n{}",
+                "[[streams]]\nname = 'b'\nmatch = { client = ['10.1.0.0/16', '10.2.0.0/16'], from = '*@b.example' }"
+            ),
+            16,
+            &["`streams[1].match.from`", "stream \"a\""],
+        ),
+        (
+            of("match = { header = 'x', listener = '127.0.0.1:25' }"),
+            13,
+            &["`streams[0].match.header`", "one of these listeners has `stream_header = true`"],
+        ),
+        (
+            format!("{a}[[streams]]\nname = 'b'\nmatch.header = 'A'"),
+            16,
+            &["`streams[1].match.header`", "must not hold \"A\"", "belongs to the stream of that name"],
+        ),
+        (
+            of("match.auth_user = 'app'"),
+            13,
+            &["`streams[0].match.auth_user`", "a listener has a login; set its `auth`"],
+        ),
+        (of("match.listener = '127.0.0.1:27'"), 13, &["`streams[0].match.listener`", "none has 127.0.0.1:27"]),
+        (
+            of("match.client = ['10.1.0.0/16', '172.16.0.0/12']"),
+            13,
+            &["`streams[0].match.client`", "no `allow_from` of a listener admits 172.16.0.0/12"],
+        ),
+        (
+            of("match = { client = '10.1.0.0/16', listener = '127.0.0.1:26' }"),
+            13,
+            &["`streams[0].match.client`", "of one of these listeners admits 10.1.0.0/16"],
+        ),
+        (format!("{a}route = 'old'"), 14, &["`streams[0].route`", "one of \"legacy\", \"ramp\", \"new\""]),
+        (format!("{a}route = 'legacy'"), 14, &["`streams[0].route`", "when there is no [legacy]; or add [legacy]"]),
+        (format!("{a}priority = 101"), 14, &["`streams[0].priority` = 101", "from 0 to 100"]),
+        (format!("{a}max_share = '0%'"), 14, &["`streams[0].max_share`", "above \"0%\"", "`route` to \"legacy\""]),
+        (format!("{a}max_share = '101%'"), 14, &["`streams[0].max_share`", "from \"0%\" to \"100%\""]),
+        (format!("{a}overflow.policy = 'legacy'"), 14, &["`streams[0].overflow.policy`", "when there is no [legacy]"]),
+        (format!("{a}overflow.max_wait = '8d'"), 14, &["`streams[0].overflow.max_wait`", "from \"1s\" to \"7d\""]),
+        (format!("{a}colour = 'red'"), 14, &["unknown key `streams[0].colour`; remove it"]),
+        ("[streams]\nname = 'a'".into(), 11, &["`streams`", "begin each of them with [[streams]]"]),
+        (many, 108, &["`streams[32].name`", "at most 32 streams"]),
+    ];
+    for (text, line, words) in table {
+        let found = faults(&with_streams(&text));
+        assert_eq!(found.len(), 1, "{text}\n{found:#?}");
+        assert!(found[0].starts_with(&format!("test.toml:{line}:")), "line {line}: {}", found[0]);
+        for word in words {
+            assert!(found[0].contains(word), "{word:?} is not in: {}", found[0]);
+        }
+    }
+}
+
+#[test]
+fn the_stream_of_a_listener_is_one_that_there_is() {
+    let text = |name: &str| {
+        format!(
+            "{NEW}[[listeners]]\nbind = '127.0.0.1:25'\nallow_from = ['::1']\nstream = '{name}'\n\
+             [[streams]]\nname = 'digest'\nmatch.from = '*@a.example'"
+        )
+    };
+    let known = |name: &str| load(&text(name)).settings.listeners[0].stream.clone();
+    assert_eq!([known("digest"), known("default"), known("")], [Some("digest".into()), Some("default".into()), None]);
+    let found = faults(&text("digets"));
+    assert!(found.len() == 1 && found[0].starts_with("test.toml:6:"), "{found:#?}");
+    assert!(found[0].contains("`listeners[0].stream` = \"digets\"") && found[0].contains("\"digest\"?"), "{found:#?}");
+    let unreadable = faults(&text("digest").replace("name = 'digest'", "name = 'Digest!'"));
+    assert_eq!(unreadable.len(), 1, "what follows from a fault is none: {unreadable:#?}");
+}
+
+#[test]
+fn a_rule_with_a_login_may_come_from_any_network_and_a_tag_from_a_listener_that_takes_it() {
+    load(&with_streams("[[streams]]\nname = 'a'\nmatch = { header = 'x', listener = '127.0.0.1:26' }\n"));
+    load(&with_streams("[[streams]]\nname = 'a'\nmatch.header = ['x', 'a']\n"));
+    let narrow_first =
+        "[[streams]]\nname = 'a'\nmatch.from = 'x@a.example'\n[[streams]]\nname = 'b'\nmatch.from = '*@a.example'";
+    assert_eq!(load(&with_streams(narrow_first)).settings.streams.len(), 2);
 }

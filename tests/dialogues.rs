@@ -11,7 +11,8 @@
 //! * `E: from <a> to <b> NOTIFY=NEVER <c> with BODY=8BITMIME`: the envelope accepted last; `E: closed`: the server has
 //!   closed; `E: nothing accepted`; `E: secure`: TLS is on; `E: user anna`: is logged in; `E: refused for loop`: the reason
 //!   of the last refusal; `E: received with ESMTPS`: the `Received:` line written last has that; `E: client named x`: and
-//!   that; `E: noted …`: the note for the log made last.
+//!   that; `E: noted …`: the note for the log made last; `E: tagged x`, `E: untagged`: the stream that the client chose for
+//!   the message accepted last; `E: written by x`: its From, with escapes.
 //!
 //! A handshake succeeds as soon as the server asks for it.
 //!
@@ -23,7 +24,9 @@ use std::sync::Arc;
 use mailramp::message::{Envelope, QueueId, Timestamp};
 use mailramp::reply::{EnhancedCode, Reply};
 use mailramp::smtp::session::{Event, Session};
-use mailramp::smtp::{AuthPolicy, AuthVerdict, Login, Note, Refusal, RejectReason, Replies, SessionSettings, TlsMode};
+use mailramp::smtp::{
+    AuthPolicy, AuthVerdict, Heading, Login, Note, Refusal, RejectReason, Replies, SessionSettings, TlsMode,
+};
 use secrecy::ExposeSecret;
 
 const RUNS_PER_DIALOGUE: u64 = 20;
@@ -65,6 +68,7 @@ impl Setup {
             "max_header_bytes" => self.settings.max_header_bytes = value.parse().unwrap(),
             "normalize" => self.settings.normalize = vec![value.parse().unwrap()],
             "client" => self.client = value.into(),
+            "stream_header" => self.settings.stream_header = value == "yes",
             "spool" => self.spool = value.into(),
             "input" => self.cut = value != "whole",
             "tls" => {
@@ -102,6 +106,8 @@ struct Talk {
     body: Vec<u8>,
     received: String,
     accepted: Option<(Envelope, Vec<u8>)>,
+    /// Of the message accepted last.
+    heading: Heading,
     users: Vec<(String, String)>,
     checks: String,
     secure: bool,
@@ -119,6 +125,7 @@ impl Talk {
             body: Vec::new(),
             received: String::new(),
             accepted: None,
+            heading: Heading::default(),
             users: setup.users,
             checks: setup.checks,
             secure,
@@ -145,11 +152,12 @@ impl Talk {
                     self.received = line;
                     self.body.clear();
                 }
-                Event::Text(text) => self.body.extend_from_slice(text),
-                Event::Message(envelope) => {
+                Event::Text(text) => self.body.extend_from_slice(&text),
+                Event::Message(envelope, heading) => {
                     let result = refuse_if(self.spool == "breaks");
                     if result.is_ok() {
                         self.accepted = Some((envelope, self.body.clone()));
+                        self.heading = heading;
                     }
                     self.session.finish(id, result, &mut self.replies);
                 }
@@ -196,6 +204,11 @@ impl Talk {
                 let name = named.strip_prefix("named ").expect("client named …");
                 self.received.starts_with(&format!("Received: from {name} (["))
             }
+            Some(("tagged", tag)) => self.heading.tag.as_deref() == Some(tag.as_bytes()),
+            Some(("written", by)) => {
+                let from = self.heading.from.as_ref().map(|from| from.escape_ascii().to_string());
+                from.as_deref() == by.strip_prefix("by ")
+            }
             Some(("received", part)) => self.received.contains(&format!(" {part} (mailramp id ")),
             Some(("noted", expected)) => match self.replies.notes.last() {
                 Some(Note::BareNewline { hex }) => expected == format!("octets {hex}"),
@@ -204,6 +217,7 @@ impl Talk {
                 }
                 None => expected == "nothing",
             },
+            _ if text == "untagged" => self.heading == Heading { tag: None, ..self.heading.clone() },
             _ if text == "closed" => self.closed,
             _ if text == "secure" => self.secure,
             _ => self.envelope() == text,

@@ -26,7 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("operators", &["clock", "dns", "message", "metrics", "policy"]),
     ("admin", &["clock", "log", "message", "metrics", "reply"]),
-    // Of the policy only what curves, providers and files of rules are: a settings file names them.
+    // Of the policy only what a settings file names: curves, providers, files of rules, and which mail a stream is.
     (
         "config",
         &[
@@ -38,6 +38,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "policy::Provider",
             "policy::Providers",
             "policy::Signals",
+            "policy::classify",
+            "policy::mailbox",
             "policy::presets",
             "policy::rule_file",
         ],
@@ -97,6 +99,7 @@ const PLAIN: &[&str] = &[
     "smtp/session.rs",
     "smtp/session/",
     "smtp/settings.rs",
+    "smtp/tag.rs",
     "smtp/user_file.rs",
     "spool/mod.rs",
     "spool/by_hand.rs",
@@ -127,11 +130,13 @@ const PLAIN: &[&str] = &[
     "operators/domain.rs",
     "relay/gate.rs",
     "relay/feedback/lanes.rs",
+    "relay/streams.rs",
     "config/choices.rs",
     "config/keys.rs",
     "config/model.rs",
     "config/providers.rs",
     "config/show.rs",
+    "config/streams.rs",
     "config/strict.rs",
     "config/tables.rs",
     "config/validate.rs",

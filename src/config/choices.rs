@@ -136,6 +136,17 @@ choice!(OverflowPolicy {
     /// Wait for a token, however long.
     Hold = "hold",
 });
+choice!(
+    /// Where a stream's mail goes.
+    StreamRoute {
+        /// Stays on the legacy server.
+        Legacy = "legacy",
+        /// By the new server as far as the limit allows.
+        Ramp = "ramp",
+        /// Only by the new server, ahead of others, but never beyond the limit.
+        New = "new",
+    }
+);
 
 choice!(
     /// How the new server failed, so that the legacy server may take the mail.

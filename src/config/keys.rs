@@ -98,7 +98,7 @@ const SECTIONS: &[(&str, &[Key])] = &[
             key::<Share>("pace.hourly", r#""20%""#),
             key::<Share>("pace.burst", r#""2%""#),
             key::<OverflowPolicy>("overflow.policy", r#""hold-then-legacy""#),
-            key::<Span>("overflow.max_wait", r#""15m""#),
+            key::<LongestWait>("overflow.max_wait", r#""15m""#),
             key::<OptionalPath>("curves_file", r#""""#),
             key::<OptionalPath>("providers_file", r#""""#),
             key::<Span>("brake.window", r#""15m""#),
@@ -149,7 +149,27 @@ pub(super) const LISTENER: &[Key] = &[
     key::<ListenerTls>("tls", r#""off""#),
     key::<ListenerAuth>("auth", r#""off""#),
     key::<Switch>("auth_clear", "false"),
+    key::<OptionalStreamName>("stream", r#""""#),
+    key::<Switch>("stream_header", "false"),
 ];
+
+/// The keys of one `[[streams]]`.
+pub(super) const STREAM: &[Key] = &[
+    unset::<StreamName>("name"),
+    unset::<OneOrMore<Author>>("match.from"),
+    unset::<OneOrMore<Word>>("match.auth_user"),
+    unset::<OneOrMore<Word>>("match.header"),
+    unset::<OneOrMore<Bind>>("match.listener"),
+    unset::<OneOrMore<Net>>("match.client"),
+    key::<StreamRoute>("route", r#""ramp""#),
+    key::<Count>("priority", "50"),
+    key::<Share>("max_share", r#""100%""#),
+    unset::<OverflowPolicy>("overflow.policy"),
+    unset::<LongestWait>("overflow.max_wait"),
+];
+
+/// Arrays of tables, each with the keys of one of its tables. They come from the file only.
+pub(super) const ARRAYS: [(&str, &[Key]); 2] = [("listeners", LISTENER), ("streams", STREAM)];
 
 /// The listener there is when the file has none.
 pub(super) const DEFAULT_LISTENER: &[(&str, &str)] =
@@ -159,8 +179,7 @@ pub(super) const DEFAULT_LISTENER: &[(&str, &str)] =
 pub(super) const OPTIONAL_SECTIONS: [&str; 2] = ["legacy", "warmup"];
 
 /// Documented, not built yet. A name stands for all that is below it.
-const LATER: &[&str] =
-    &["http.token_file", "http.allowed_hosts", "preflight", "streams", "listeners.stream", "listeners.stream_header"];
+const LATER: &[&str] = &["http.token_file", "http.allowed_hosts", "preflight"];
 
 static ALL: LazyLock<Vec<(String, &'static Key)>> = LazyLock::new(|| {
     let path = |section: &str, key: &Key| match section {
@@ -171,28 +190,38 @@ static ALL: LazyLock<Vec<(String, &'static Key)>> = LazyLock::new(|| {
 });
 
 impl Key {
-    /// Its name inside its table, for the keys of a listener.
+    /// Its name inside its table, for the keys of an array of tables.
     pub(super) fn name(&self) -> &'static str {
         self.path
     }
 }
 
-/// Every key outside `[[listeners]]` with its full path, in the order of the documentation.
+/// Every key outside the [`ARRAYS`] with its full path, in the order of the documentation.
 pub(super) fn all() -> &'static [(String, &'static Key)] {
     &ALL
 }
 
 /// The key of this full path; `listeners[0].bind` finds the listener's `bind`.
 pub(super) fn find(path: &str) -> Option<&'static Key> {
-    match path.strip_prefix("listeners[").and_then(|rest| rest.split_once("].")) {
-        Some((_, name)) => LISTENER.iter().find(|key| key.path == name),
+    match in_array(path) {
+        Some((keys, name)) => keys.iter().find(|key| key.path == name),
         None => all().iter().find(|(known, _)| known == path).map(|(_, key)| *key),
     }
 }
 
+/// The keys of the array that `listeners[0].bind` lies in, and what it is called there.
+fn in_array(path: &str) -> Option<(&'static [Key], &str)> {
+    let (array, rest) = path.split_once('[')?;
+    let (_, keys) = ARRAYS.into_iter().find(|(name, _)| *name == array)?;
+    rest.split_once("].").map(|(_, name)| (keys, name))
+}
+
 /// Whether this path is a table that holds keys.
 pub(super) fn is_section(path: &str) -> bool {
-    all().iter().any(|(known, _)| is_below(known, path))
+    match in_array(path) {
+        Some((keys, name)) => keys.iter().any(|key| is_below(key.path, name)),
+        None => all().iter().any(|(known, _)| is_below(known, path)),
+    }
 }
 
 /// Whether `path` is documented for a later version.
@@ -209,9 +238,14 @@ pub(super) fn is_below(path: &str, section: &str) -> bool {
 /// The answer is relative to `table` in the first case and a full path in the second.
 pub(super) fn suggestion(table: &str, name: &str) -> Option<String> {
     let same_table = || all().iter().filter_map(|(path, _)| inside(path, table));
-    let listener = || LISTENER.iter().map(|key| key.path).filter(|_| table.starts_with("listeners"));
-    let top = ["listeners"].into_iter().filter(|_| table.is_empty());
-    if let Some(known) = nearest(name, same_table().chain(listener()).chain(top)) {
+    let (array, inner) = match table.split_once('[') {
+        Some((array, rest)) => (array, rest.split_once("].").map_or("", |(_, inner)| inner)),
+        None => ("", ""),
+    };
+    let keys = ARRAYS.iter().filter(|(name, _)| *name == array).flat_map(|(_, keys)| keys.iter());
+    let in_array = keys.filter_map(|key| inside(key.path, inner));
+    let top = ARRAYS.iter().map(|(name, _)| *name).filter(|_| table.is_empty());
+    if let Some(known) = nearest(name, same_table().chain(in_array).chain(top)) {
         return Some(known.to_owned());
     }
     let elsewhere = all().iter().map(|(path, _)| path).find(|path| path.rsplit('.').next() == Some(name));
@@ -254,8 +288,10 @@ mod tests {
 
     #[test]
     fn every_default_is_a_value_its_key_takes() {
-        for (path, key) in
-            all().iter().map(|(path, key)| (path.as_str(), *key)).chain(LISTENER.iter().map(|k| (k.path, k)))
+        for (path, key) in all()
+            .iter()
+            .map(|(path, key)| (path.as_str(), *key))
+            .chain(ARRAYS.iter().flat_map(|(_, keys)| keys.iter()).map(|k| (k.path, k)))
         {
             let Some(default) = key.default else { continue };
             assert_eq!((key.check)(&super::super::strict::literal(default)), Ok(()), "{path}");
@@ -269,13 +305,16 @@ mod tests {
         assert_eq!(suggestion("", "wramup").as_deref(), Some("warmup"));
         assert_eq!(suggestion("", "listener").as_deref(), Some("listeners"));
         assert_eq!(suggestion("listeners[0]", "alow_from").as_deref(), Some("allow_from"));
+        assert_eq!(suggestion("streams[3]", "max-share").as_deref(), Some("max_share"));
+        assert_eq!(suggestion("streams[3].match", "form").as_deref(), Some("from"));
+        assert_eq!(suggestion("", "stream").as_deref(), Some("streams"));
         assert_eq!(suggestion("", "hostname").as_deref(), Some("smtp.hostname"));
         assert_eq!(suggestion("warmup", "colour"), None);
     }
 
     #[test]
     fn a_key_for_later_is_known_with_all_below_it() {
-        assert!(is_later("preflight") && is_later("preflight.lists") && is_later("streams[0].name"));
+        assert!(is_later("preflight") && is_later("preflight.lists"));
         assert!(!is_later("preflightx") && !is_later("smtp.hostname"));
     }
 }

@@ -13,13 +13,14 @@ use secrecy::{ExposeSecret, SecretString};
 use super::curves;
 use super::keys;
 use super::rules::{self, Unread};
+use super::streams;
 use super::strict::{self, Layer};
 use super::tables::{AuthTable, Tables, UpstreamTable};
 use super::validate::{self, Judge};
 use super::values::Raw;
 use super::{
-    ConfigFaults, Credentials, CurveName, Fault, HostPort, Loaded, Origin, OverflowPolicy, Settings, SmtpTls, TlsLevel,
-    Upstream, UpstreamTls, UsersSettings, Warmup,
+    ConfigFaults, Credentials, CurveName, Fault, HostPort, Loaded, Origin, Settings, SmtpTls, TlsLevel, Upstream,
+    UpstreamTls, UsersSettings, Warmup,
 };
 use crate::message::Timestamp;
 use crate::policy::{Providers, Signals};
@@ -57,7 +58,8 @@ pub(super) fn load(input: Input<'_>, env: impl Iterator<Item = (String, String)>
     spoiled.append(&mut environment.spoiled);
 
     let defaults = defaults(&file, &environment);
-    let listeners = file.listeners.max(defaults.listeners);
+    let mut tables_of = file.tables.clone();
+    tables_of.extend(&defaults.tables);
     let tables = merge([&defaults, &file, &environment])
         .map_err(|error| ConfigFaults(vec![Fault::new(Origin::WholeFile(input.name.to_owned()), error.to_string())]))?;
     let sections = file.sections.iter().cloned().collect();
@@ -74,7 +76,7 @@ pub(super) fn load(input: Input<'_>, env: impl Iterator<Item = (String, String)>
     let warnings = std::mem::take(&mut judge.warnings);
     faults.append(&mut judge.faults);
     if faults.is_empty() {
-        return Ok(Loaded { settings, warnings, name: input.name.to_owned(), effective, listeners });
+        return Ok(Loaded { settings, warnings, name: input.name.to_owned(), effective, tables: tables_of });
     }
     faults.sort();
     faults.dedup();
@@ -102,18 +104,22 @@ fn defaults(file: &Layer, environment: &Layer) -> Layer {
             add(path.clone(), default);
         }
     }
-    for index in 0..file.listeners.max(1) {
-        for key in keys::LISTENER {
-            if let Some(default) = key.default {
-                add(format!("listeners[{index}].{}", key.name()), default);
+    let written = |array| file.tables.get(array).copied().unwrap_or(0);
+    for (array, least) in [("listeners", 1), ("streams", 0)] {
+        let (_, keys) = keys::ARRAYS.into_iter().find(|(name, _)| *name == array).expect("both are in there");
+        for index in 0..written(array).max(least) {
+            for key in keys {
+                if let Some(default) = key.default {
+                    add(format!("{array}[{index}].{}", key.name()), default);
+                }
             }
         }
     }
-    if file.listeners == 0 {
+    if written("listeners") == 0 {
         for (name, default) in keys::DEFAULT_LISTENER {
             add(format!("listeners[0].{name}"), default);
         }
-        layer.listeners = 1;
+        layer.tables.insert("listeners", 1);
     }
     layer
 }
@@ -159,13 +165,9 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
     front_tls(&mut smtp.tls, input, judge);
     users(&mut smtp.users, input, judge);
     let legacy = tables.legacy.map(|table| upstream("legacy", table, &smtp.hostname, input, judge));
+    let streams = streams::resolve(tables.streams, &tables.listeners, tables.warmup.as_ref(), legacy.is_some());
     let warmup = tables.warmup.map(|mut warmup| {
-        let overflow = &mut warmup.overflow;
-        match overflow.policy {
-            OverflowPolicy::HoldThenLegacy if legacy.is_none() => overflow.policy = OverflowPolicy::Hold,
-            OverflowPolicy::Legacy => overflow.max_wait = std::time::Duration::ZERO,
-            OverflowPolicy::HoldThenLegacy | OverflowPolicy::Hold => {}
-        }
+        warmup.overflow = warmup.overflow.in_effect(legacy.is_some());
         warmup.curves_file = warmup.curves_file.map(|path| input.folder.join(path));
         warmup.signals_file = warmup.signals_file.map(|path| input.folder.join(path));
         shape(&mut warmup, judge);
@@ -183,6 +185,7 @@ fn resolve(tables: Tables, input: &Input<'_>, judge: &mut Judge<'_>) -> Settings
         new: upstream("new", tables.new, &smtp.hostname, input, judge),
         legacy,
         warmup,
+        streams,
         queue: tables.queue,
         dns: tables.dns,
         smtp,

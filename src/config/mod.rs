@@ -15,6 +15,7 @@ mod model;
 mod providers;
 pub mod rules;
 mod show;
+mod streams;
 mod strict;
 mod tables;
 mod validate;
@@ -112,7 +113,8 @@ pub struct Loaded {
     pub name: String,
     /// Secrets are not in here.
     effective: BTreeMap<String, (values::Raw, Origin)>,
-    listeners: usize,
+    /// How many tables each array has.
+    tables: BTreeMap<&'static str, usize>,
 }
 
 impl Loaded {

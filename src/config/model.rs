@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::choices::*;
 use super::providers::ProviderLanes;
 use super::values::{self, *};
+use crate::policy::classify::Rule;
 use crate::policy::{Curve, Lanes, Providers, Signals};
 
 /// Everything the relay is told at start.
@@ -36,6 +37,8 @@ pub struct Settings {
     pub legacy: Option<Upstream>,
     /// `None`: nothing is limited.
     pub warmup: Option<Warmup>,
+    /// In the order in which their rules are tried; what matches none is the stream "default".
+    pub streams: Vec<Stream>,
     pub queue: QueueSettings,
     pub dns: Dns,
 }
@@ -190,6 +193,28 @@ pub struct Listener {
     /// A login is taken without TLS too. Loopback only.
     #[serde(deserialize_with = "de::<Switch, _>")]
     pub auth_clear: bool,
+    /// Of mail that no rule of `[[streams]]` matches.
+    #[serde(deserialize_with = "de::<OptionalStreamName, _>")]
+    pub stream: Option<String>,
+    /// Clients may choose a stream by `X-Mailramp-Stream`.
+    #[serde(deserialize_with = "de::<Switch, _>")]
+    pub stream_header: bool,
+}
+
+/// One kind of the application's mail, and what is special about it.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// Never "default"; no two have the same.
+    pub name: String,
+    /// Never empty. Listeners by index.
+    pub rule: Rule,
+    pub route: StreamRoute,
+    /// 0 to 100; the higher is served first.
+    pub priority: u8,
+    /// Part of a day's limit, above 0 up to 1; `None`: all of it.
+    pub max_share: Option<f64>,
+    /// As it takes effect, like that of `[warmup]`.
+    pub overflow: Overflow,
 }
 
 /// A server to hand mail to.
@@ -365,15 +390,34 @@ impl Window {
 }
 
 /// What happens to mail for which the limit has no room.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Overflow {
     /// As it takes effect: without `[legacy]`, `hold-then-legacy` is `Hold`.
     #[serde(deserialize_with = "de::<OverflowPolicy, _>")]
     pub policy: OverflowPolicy,
     /// Longest wait for a token before legacy takes the mail; zero with `Legacy`, without meaning with `Hold`.
-    #[serde(deserialize_with = "de::<Span, _>")]
-    pub max_wait: Duration,
+    #[serde(deserialize_with = "de::<LongestWait, _>")]
+    pub max_wait: MaxWait,
+}
+
+impl Overflow {
+    /// What it means with or without a legacy server.
+    pub(super) fn in_effect(self, has_legacy: bool) -> Overflow {
+        match self.policy {
+            OverflowPolicy::HoldThenLegacy if !has_legacy => Overflow { policy: OverflowPolicy::Hold, ..self },
+            OverflowPolicy::Legacy => Overflow { max_wait: MaxWait::Time(Duration::ZERO), ..self },
+            OverflowPolicy::HoldThenLegacy | OverflowPolicy::Hold => self,
+        }
+    }
+}
+
+/// The longest wait for a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaxWait {
+    /// Long enough for a stream that comes in bursts, 15 minutes for others.
+    Auto,
+    Time(Duration),
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -11,10 +11,12 @@ impl Loaded {
         for (path, _) in keys::all() {
             self.line(out, path, path, with_origin)?;
         }
-        for index in 0..self.listeners {
-            writeln!(out, "[[listeners]]")?;
-            for key in keys::LISTENER {
-                self.line(out, key.name(), &format!("listeners[{index}].{}", key.name()), with_origin)?;
+        for (array, keys) in keys::ARRAYS {
+            for index in 0..self.tables.get(array).copied().unwrap_or(0) {
+                writeln!(out, "[[{array}]]")?;
+                for key in keys {
+                    self.line(out, key.name(), &format!("{array}[{index}].{}", key.name()), with_origin)?;
+                }
             }
         }
         Ok(())

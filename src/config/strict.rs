@@ -5,6 +5,8 @@
 //! "50" for 50. What comes out is a [`Layer`] of values that are each well-formed; whether they go together is
 //! `validate`'s question.
 
+use std::collections::BTreeMap;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -18,7 +20,8 @@ pub(super) struct Layer {
     pub entries: Vec<(String, Raw, Origin)>,
     /// Tables that the file opens, and where.
     pub sections: Vec<(String, Origin)>,
-    pub listeners: usize,
+    /// How many tables each array has.
+    pub tables: BTreeMap<&'static str, usize>,
     pub faults: Vec<Fault>,
     /// The text is not TOML; there are no entries.
     pub syntax_error: bool,
@@ -55,8 +58,8 @@ impl Walk<'_> {
         for (name, value) in table {
             let at = name.span().start;
             let full = join(path, name.get_ref());
-            if full == "listeners" {
-                self.listeners(value, at);
+            if let Some((array, _)) = keys::ARRAYS.into_iter().find(|(array, _)| *array == full) {
+                self.array(array, value, at);
             } else if let Some(key) = keys::find(&full) {
                 self.value(full, key, value);
             } else if keys::is_section(&full) {
@@ -92,27 +95,28 @@ impl Walk<'_> {
         }
     }
 
-    fn listeners(&mut self, value: &Spanned<DeValue<'_>>, at: usize) {
+    fn array(&mut self, array: &'static str, value: &Spanned<DeValue<'_>>, at: usize) {
         let tables = value.get_ref().as_array().map(|items| items.iter().map(|item| (item.span(), item.get_ref())));
         let Some(tables) =
             tables.filter(|_| value.get_ref().as_array().is_some_and(|a| a.iter().all(|i| i.get_ref().is_table())))
         else {
-            let must = "must be an array of tables: begin each listener with [[listeners]]";
-            return self.fault("listeners".to_owned(), self.origin(at), self.written(value), must);
+            let must = format!("must be an array of tables: begin each of them with [[{array}]]");
+            return self.fault(array.to_owned(), self.origin(at), self.written(value), &must);
         };
         for (index, (span, item)) in tables.enumerate() {
-            let path = format!("listeners[{index}]");
+            let path = format!("{array}[{index}]");
             self.layer.sections.push((path.clone(), self.origin(span.start)));
-            self.layer.listeners = index + 1;
+            self.layer.tables.insert(array, index + 1);
             self.table(item.as_table().expect("all items were seen to be tables"), &path);
         }
     }
 
     fn unknown(&mut self, table: &str, name: &str, at: usize) {
         let full = join(table, name);
-        let in_every_listener = full.split_once("].").map(|(_, rest)| format!("listeners.{rest}"));
+        let in_every_table = full.split_once('[').zip(full.split_once("]."));
+        let in_every_table = in_every_table.map(|((array, _), (_, rest))| format!("{array}.{rest}"));
         let shown: String = full.escape_debug().take(NAME_MAX_CHARS).collect();
-        let message = if keys::is_later(in_every_listener.as_deref().unwrap_or(&full)) {
+        let message = if keys::is_later(in_every_table.as_deref().unwrap_or(&full)) {
             format!("`{shown}` does not work in this version yet; remove it")
         } else if let Some(meant) = keys::suggestion(table, name) {
             self.layer.spoiled.push(if keys::find(&meant).is_some() { meant.clone() } else { join(table, &meant) });
@@ -181,8 +185,9 @@ fn unknown_variable(rest: &str, path: &str) -> String {
     if keys::find(path).is_some() {
         return format!("unknown key `{}`; write it in capitals: {}", rest.escape_debug(), variable(path));
     }
-    if path == "listeners" || keys::is_below(path, "listeners") {
-        return "listeners come from the settings file only; remove the variable".to_owned();
+    let array = keys::ARRAYS.into_iter().find(|(array, _)| path == *array || keys::is_below(path, array));
+    if let Some((array, _)) = array {
+        return format!("{array} come from the settings file only; remove the variable");
     }
     if keys::is_section(path) {
         return format!("`{shown}` is a table; set one of its keys, such as {}__…", variable(path));

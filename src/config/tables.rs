@@ -1,8 +1,9 @@
 //! The settings as they stand in the file, before secrets are read and names and paths resolved.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use super::choices::*;
 use super::model::*;
 use super::values::*;
+use crate::policy::mailbox::Pattern;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,8 +27,52 @@ pub(super) struct Tables {
     pub new: UpstreamTable,
     pub legacy: Option<UpstreamTable>,
     pub warmup: Option<Warmup>,
+    #[serde(default)]
+    pub streams: Vec<StreamTable>,
     pub queue: QueueSettings,
     pub dns: Dns,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StreamTable {
+    #[serde(default, deserialize_with = "de::<StreamName, _>")]
+    pub name: String,
+    #[serde(default, rename = "match")]
+    pub matches: MatchTable,
+    #[serde(deserialize_with = "de::<StreamRoute, _>")]
+    pub route: StreamRoute,
+    #[serde(deserialize_with = "de::<Count, _>")]
+    pub priority: u64,
+    #[serde(deserialize_with = "de::<Share, _>")]
+    pub max_share: f64,
+    #[serde(default)]
+    pub overflow: StreamOverflow,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct MatchTable {
+    #[serde(deserialize_with = "de::<OneOrMore<Author>, _>")]
+    pub from: Vec<Pattern>,
+    #[serde(deserialize_with = "de::<OneOrMore<Word>, _>")]
+    pub auth_user: Vec<String>,
+    #[serde(deserialize_with = "de::<OneOrMore<Word>, _>")]
+    pub header: Vec<String>,
+    #[serde(deserialize_with = "de::<OneOrMore<Bind>, _>")]
+    pub listener: Vec<SocketAddr>,
+    #[serde(deserialize_with = "de::<OneOrMore<Net>, _>")]
+    pub client: Vec<IpNet>,
+}
+
+/// What is left out is as in `[warmup]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StreamOverflow {
+    #[serde(deserialize_with = "de_some::<OverflowPolicy, _>")]
+    pub policy: Option<OverflowPolicy>,
+    #[serde(deserialize_with = "de_some::<LongestWait, _>")]
+    pub max_wait: Option<super::MaxWait>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -14,6 +14,7 @@ use secrecy::ExposeSecret;
 use super::choices::*;
 use super::keys;
 use super::model::*;
+use super::streams;
 use super::tables::{Tables, UpstreamTable};
 use super::values::Raw;
 use super::{Fault, Origin};
@@ -46,7 +47,8 @@ impl<'a> Judge<'a> {
             Some((_, origin)) if *origin != Origin::Default => return origin.clone(),
             _ => {}
         }
-        let sections = self.sections.iter().filter(|(section, _)| keys::is_below(key, section));
+        let holds = |section: &str| section == key || keys::is_below(key, section);
+        let sections = self.sections.iter().filter(|(section, _)| holds(section));
         let nearest = sections.max_by_key(|(section, _)| section.len()).map(|(_, origin)| origin.clone());
         nearest.unwrap_or_else(|| Origin::WholeFile(self.name.to_owned()))
     }
@@ -65,7 +67,7 @@ impl<'a> Judge<'a> {
         self.faults.push(fault);
     }
 
-    fn require(&mut self, holds: bool, involved: &[&str], must: &str) {
+    pub(super) fn require(&mut self, holds: bool, involved: &[&str], must: &str) {
         if !holds {
             self.fault(involved, must);
         }
@@ -78,7 +80,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn count(&mut self, key: &str, value: u64, min: u64, max: u64) {
+    pub(super) fn count(&mut self, key: &str, value: u64, min: u64, max: u64) {
         self.range(key, value, min, max, |n| n.to_string());
     }
 
@@ -88,6 +90,30 @@ impl<'a> Judge<'a> {
 
     fn span(&mut self, key: &str, span: Duration, min: Duration, max: Duration) {
         self.range(key, span, min, max, written_span);
+    }
+
+    /// `section` is `warmup.overflow` or a stream's.
+    pub(super) fn max_wait(&mut self, section: &str, policy: OverflowPolicy, max_wait: MaxWait) {
+        let least = match policy {
+            OverflowPolicy::HoldThenLegacy => SECOND,
+            OverflowPolicy::Legacy | OverflowPolicy::Hold => Duration::ZERO,
+        };
+        if let MaxWait::Time(time) = max_wait {
+            self.span(&format!("{section}.max_wait"), time, least, 7 * DAY);
+        }
+    }
+
+    /// hold-then-legacy is the default, and without a legacy server it simply means hold.
+    pub(super) fn overflow_policy(&mut self, section: &str, policy: OverflowPolicy, has_legacy: bool) {
+        if policy == OverflowPolicy::Legacy && !has_legacy {
+            let must = "must be \"hold\" or left out when there is no [legacy]; or add [legacy]";
+            self.fault(&[&format!("{section}.policy"), "legacy"], must);
+        }
+    }
+
+    /// The key has a value, be it a default.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.effective.contains_key(key)
     }
 
     pub(super) fn warn(&mut self, key: &str, text: impl fmt::Display) {
@@ -120,6 +146,7 @@ pub(super) fn tables(tables: &Tables, now: Timestamp, judge: &mut Judge<'_>) {
         Some(warmup) => self::warmup(warmup, tables, now, judge),
         None => judge.warnings.push(format!("{}  no [warmup]: nothing is limited", judge.name)),
     }
+    streams::judge(tables, judge);
     queue(&tables.queue, &tables.smtp, judge);
     judge.span("dns.timeout", tables.dns.timeout, Duration::from_millis(100), MINUTE);
     judge.require(tables.dns.servers.len() <= DNS_SERVERS_MAX, &["dns.servers"], "must hold at most 8 servers");
@@ -305,7 +332,9 @@ fn warmup(warmup: &Warmup, tables: &Tables, now: Timestamp, judge: &mut Judge<'_
         "must be above 1 up to 100, or 0 for none",
     );
     pace(&warmup.pace, judge);
-    overflow(&warmup.overflow, tables, judge);
+    let Overflow { policy, max_wait } = warmup.overflow;
+    judge.max_wait("warmup.overflow", policy, max_wait);
+    judge.overflow_policy("warmup.overflow", policy, tables.legacy.is_some());
     brake(&warmup.brake, judge);
     let today = jiff::Timestamp::from_second(now.seconds()).map(|now| tables.timezone.to_datetime(now).date());
     if let (Some(start), Ok(today)) = (warmup.start, today)
@@ -362,19 +391,6 @@ fn pace(pace: &Pace, judge: &mut Judge<'_>) {
             "must be \"100%\" together with burst = \"100%\" for a window this short; or widen the window".to_owned()
         };
         judge.fault(&["warmup.pace.hourly", "warmup.pace.window"], &must);
-    }
-}
-
-fn overflow(overflow: &Overflow, tables: &Tables, judge: &mut Judge<'_>) {
-    let least = match overflow.policy {
-        OverflowPolicy::HoldThenLegacy => SECOND,
-        OverflowPolicy::Legacy | OverflowPolicy::Hold => Duration::ZERO,
-    };
-    judge.span("warmup.overflow.max_wait", overflow.max_wait, least, 7 * DAY);
-    // hold-then-legacy is the default, and without a legacy server it simply means hold.
-    if overflow.policy == OverflowPolicy::Legacy && tables.legacy.is_none() {
-        let must = "must be \"hold\" or left out when there is no [legacy]; or add [legacy]";
-        judge.fault(&["warmup.overflow.policy", "legacy"], must);
     }
 }
 

@@ -226,6 +226,33 @@ text_setting!(
     DnsServer -> SocketAddr, "an IP address in quotes, with or without a port, such as \"192.0.2.53\" or \"192.0.2.53:5353\"",
     |text| text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53)))
 );
+text_setting!(
+    /// The longest wait for a token.
+    LongestWait -> super::MaxWait, "\"auto\", or a time in quotes with ms, s, m, h or d, such as \"15m\" or \"4h\"",
+    |text| if text == "auto" { Some(super::MaxWait::Auto) } else { span(text).map(super::MaxWait::Time) }
+);
+text_setting!(
+    /// A label of metrics too.
+    StreamName -> String, "a name in quotes of 1 to 32 lower-case letters, digits and hyphens, such as \"digest\"",
+    |text| is_stream_name(text).then(|| text.to_owned())
+);
+text_setting!(
+    /// A stream, or "" for none.
+    OptionalStreamName -> Option<String>, "the name of a stream in quotes, such as \"digest\", or \"\"",
+    |text| (text.is_empty() || is_stream_name(text)).then(|| Some(text.to_owned()).filter(|name| !name.is_empty()))
+);
+text_setting!(
+    /// Addresses of authors.
+    Author -> crate::policy::mailbox::Pattern,
+    "an address in quotes such as \"digest@example.com\", \"*@example.com\" for a whole domain, or \"*@*.example.com\" for \
+     all domains below it",
+    |text| text.parse().ok()
+);
+text_setting!(
+    /// Text with something in it, that one line of a message or of a file can hold.
+    Word -> String, "a text in quotes, not empty, without white space at its ends and without control characters",
+    |text| (!text.is_empty() && text.trim() == text && !text.chars().any(char::is_control)).then(|| text.to_owned())
+);
 text_setting!(Hours -> super::Window, "two times of day in quotes, the first before the second, such as \"08:00-20:00\"", window);
 text_setting!(Zone -> TimeZone, "an IANA time zone in quotes, such as \"UTC\" or \"Europe/Berlin\"", |text| {
     TimeZone::get(text).ok()
@@ -354,6 +381,11 @@ pub(super) fn must_be_one_of(words: &[&str]) -> String {
     }
 }
 
+fn is_stream_name(text: &str) -> bool {
+    let plain = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || octet == b'-';
+    (1..=STREAM_NAME_MAX_CHARS).contains(&text.len()) && text.bytes().all(plain)
+}
+
 fn size(text: &str) -> Option<u64> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let bytes: u64 = match unit {
@@ -428,6 +460,7 @@ fn is_host_name(text: &str) -> bool {
     text.len() <= 253 && !last_is_a_number && text.split('.').all(label)
 }
 
+const STREAM_NAME_MAX_CHARS: usize = 32;
 const SMTP_PORT: u16 = 25; // RFC 5321 §4.5.4.2
 
 #[cfg(test)]

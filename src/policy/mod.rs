@@ -15,6 +15,7 @@
 //! | [`allowance`] | how much a stream may send now, and when to look again |
 //! | [`wait`] | how much of what arrives may wait, and until when; the rest overflows |
 //! | [`stream`] | what the operator says about one kind of mail |
+//! | [`classify`], [`mailbox`] | which kind a message is; who wrote it |
 //! | [`retry`] | when to try a refused delivery again |
 //! | [`plan`] | what all of this would do with a given demand |
 //! | [`lanes`] | which mailbox providers have a limit of their own |
@@ -27,8 +28,10 @@
 pub mod allowance;
 pub mod brake;
 pub mod calendar;
+pub mod classify;
 pub mod curve;
 pub mod lanes;
+pub mod mailbox;
 pub mod pace;
 pub mod plan;
 pub mod presets;

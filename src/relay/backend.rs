@@ -45,8 +45,8 @@ pub struct RelayBackend {
     pub holds: Holds,
     /// Room on the disk.
     pub watermark: Watermark,
-    /// Names of the streams, by id.
-    pub streams: Vec<String>,
+    /// Names of the streams, by id; those are among them that the settings no longer have.
+    pub streams: ArcSwap<Vec<String>>,
     /// Name of the zone of the day.
     pub zone: ArcSwap<String>,
     /// What readiness tries; emptied once the relay is stopping.
@@ -160,7 +160,7 @@ impl RelayBackend {
     }
 
     pub(super) fn stream_name(&self, id: StreamId) -> String {
-        self.streams.get(usize::from(id.0)).cloned().unwrap_or_else(|| format!("stream {}", id.0))
+        self.streams.load().get(usize::from(id.0)).cloned().unwrap_or_else(|| format!("stream {}", id.0))
     }
 
     async fn believe_the_clock(&self) -> Result<ClockAnswer, BackendError> {

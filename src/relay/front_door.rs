@@ -168,6 +168,7 @@ fn session_settings(settings: &Settings, listener: &config::Listener) -> Session
             config::BareNewline::Reject => settings.smtp.normalize_from.clone(),
             config::BareNewline::Normalize => everybody(),
         },
+        stream_header: listener.stream_header,
         timeouts: crate::smtp::Timeouts {
             first_command: timeouts.first,
             idle: timeouts.idle,

@@ -5,10 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::clock::Clock;
 use crate::delivery::dispatcher::QueueIds;
 use crate::message::{LaneId, Queue, QueueId, StreamId, Timestamp};
 use crate::metrics::{ConnectionResult, Metrics, Rejection};
+use crate::policy::classify::{Facts, Streams};
 use crate::reply::{EnhancedCode, Reply};
 use crate::smtp::{BodySink, Intake, Observer, Opened, Refusal, RejectReason, Submission};
 use crate::spool::body::{BodyBuffer, BodyWriter};
@@ -30,6 +33,8 @@ pub struct SpoolIntake {
     pub metrics: Arc<Metrics>,
     /// Room on the disk, asked at each MAIL.
     pub watermark: Watermark,
+    /// Which stream a message belongs to; exchanged at a reload.
+    pub streams: Arc<ArcSwap<Streams>>,
 }
 
 /// A body on its way in.
@@ -61,9 +66,18 @@ impl Intake for SpoolIntake {
 
     async fn accept(&self, message: Submission<SpoolBody>) -> Result<(), Refusal> {
         let id = message.id;
+        let facts = Facts {
+            from: message.heading.from.as_deref(),
+            sender: &message.envelope.reverse_path,
+            user: message.user.as_deref(),
+            tag: message.heading.tag.as_deref(),
+            listener: message.listener,
+            client: message.client,
+        };
+        let stream = self.stream_of(id, &facts);
         let body = message.body.writer.finish().await.map_err(|error| disk_refused(&error, &self.metrics))?;
-        // One stream and one lane for everything, as long as neither can be configured.
-        let (stream, lane) = (StreamId::DEFAULT, LaneId::TOTAL);
+        // One lane for everything, as long as there are no others.
+        let lane = LaneId::TOTAL;
         let part = Part { lane, stream, recipients: message.envelope.recipients, only: None };
         let accept = Accept {
             id,
@@ -91,6 +105,16 @@ impl Intake for SpoolIntake {
 
     fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+}
+
+impl SpoolIntake {
+    fn stream_of(&self, id: QueueId, facts: &Facts<'_>) -> StreamId {
+        let streams = self.streams.load();
+        if let Some(tag) = facts.tag.filter(|tag| !streams.knows_tag(tag)) {
+            tracing::debug!(event = "smtp.unknown_stream", id = %id, tag = %tag.escape_ascii());
+        }
+        streams.classify(facts)
     }
 }
 

@@ -13,6 +13,7 @@ pub mod notify;
 mod ourselves;
 mod queue;
 pub mod reload;
+pub mod streams;
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::clock::{Clock, TrustedClock};
-use crate::config::{self, OverflowPolicy, Settings, TlsLevel as ConfiguredTls, Upstream};
+use crate::config::{self, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
 use crate::delivery::feedback::NoFeedback;
@@ -36,7 +37,8 @@ use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
-use crate::policy::{self, Calendar, Overflow, RetrySchedule, Rules, StreamRules};
+use crate::policy::classify::{DEFAULT_STREAM, Streams};
+use crate::policy::{self, Calendar, RetrySchedule, Rules};
 use crate::smtp::{Door, ListenerSettings, Server};
 use crate::spool::body::BodyBuffer;
 use crate::spool::committer::{self, Committer};
@@ -46,13 +48,13 @@ use crate::spool::reader::QueueReader;
 use crate::spool::sqlite::SqliteStore;
 use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
 use backend::RelayBackend;
+use feedback::Brakes;
 use front_door::{DoorFiles, FrontDoor, probes};
 use gate::WarmupGate;
 use intake::{DoorCounter, SpoolIntake};
 use reload::{LiveGate, LiveRoutes};
+use streams::StreamNames;
 
-/// Name of the stream of mail that matches no other.
-const DEFAULT_STREAM: &str = "default";
 /// Transactions under way when the last session has ended get at least this long, if the grace time is not shorter.
 const TRANSACTIONS_GRACE: Duration = Duration::from_secs(5);
 /// A start date nobody set: the first day the relay runs is the first of the ramp, since a lane begins at stage 0.
@@ -99,12 +101,16 @@ pub struct Relay {
     pub backend: Arc<RelayBackend>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
+    /// What providers say, and the brakes of their lanes.
+    pub brakes: Arc<Brakes>,
     /// The settings in force.
     settings: Arc<Settings>,
     front_door: FrontDoor,
     /// Where the listeners are, with their indices.
     bound: Vec<(SocketAddr, usize)>,
     buffer: Arc<BodyBuffer>,
+    /// Which stream a message belongs to.
+    streams: Arc<ArcSwap<Streams>>,
     ids: Arc<QueueIds>,
     clock: Arc<TrustedClock>,
     committer: Committer,
@@ -142,7 +148,7 @@ impl Relay {
     /// The same; `data` says what an operator knows about the data directory and the relay cannot see.
     pub async fn start_on(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
         raise_descriptor_limit();
-        let gate = warmup_gate(settings)?;
+        let gate = warmup_gate(settings, &StreamNames::fresh(settings))?;
         let plan = plan(settings, &gate)?;
         let front_door = FrontDoor::new(settings, DoorFiles::read(settings, clock.now())?)?;
         let unusable = |error| StartError::of_spool(error, &settings.data_dir);
@@ -186,7 +192,10 @@ impl Relay {
                  and start with --restored"
             );
         }
-        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool)
+        let names = streams::name_streams(&mut spool, settings).map_err(unusable)??;
+        let gate = warmup_gate(settings, &names)?;
+        let plan = Plan { order: gate.order(), ..plan };
+        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool, &names)
     }
 
     /// Resolves when the committer has died: the process must end with 74.
@@ -323,15 +332,18 @@ fn assemble(
     settings: &Settings,
     clock: Arc<TrustedClock>,
     gate: WarmupGate,
-    plan: Plan,
+    mut plan: Plan,
     front_door: FrontDoor,
     sockets: Sockets,
     watermark: Watermark,
     mut spool: Spool<SqliteStore>,
+    names: &StreamNames,
 ) -> Result<Relay, StartError> {
     let io = |error: io::Error| StartError::Io(error.to_string());
-    let streams = vec![DEFAULT_STREAM.to_owned()];
-    let metrics = Metrics::new(&Build::default(), &streams).map_err(|e| StartError::Io(e.to_string()))?;
+    let default = [DEFAULT_STREAM.to_owned()];
+    let metrics = Metrics::new(&Build::default(), &default).map_err(|e| StartError::Io(e.to_string()))?;
+    metrics.count_streams(&names.configured(settings));
+    let streams = Arc::new(ArcSwap::from_pointee(names.classifier(settings)));
     let metrics = Arc::new(metrics);
     metrics.settings_loaded(clock.now());
     let (no_more_mail, no_more_claims, no_more_questions) = Default::default();
@@ -342,6 +354,11 @@ fn assemble(
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
     let gate = Arc::new(LiveGate::new(gate));
+    let directory = Arc::new(feedback::WellKnown(policy::Providers::embedded().clone()));
+    let brakes = Brakes::new(feedback::Terms::of(settings), directory, clock.clone(), metrics.clone());
+    brakes.begin(spool.ledger());
+    let brakes = Arc::new(brakes);
+    plan.feedback = brakes.clone();
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
     let routes = Arc::new(LiveRoutes::new(dispatcher.clone()));
     let (handle, committer) = committer::start(spool, gate.clone(), routes.clone(), clock.clone()).map_err(io)?;
@@ -353,6 +370,7 @@ fn assemble(
         clock: clock.clone(),
         metrics: metrics.clone(),
         watermark: watermark.clone(),
+        streams: streams.clone(),
     });
     let stopping: CancellationToken = no_more_mail;
     let bound: Vec<_> = sockets.smtp.iter().map(|(_, address, index)| (*address, *index)).collect();
@@ -366,7 +384,7 @@ fn assemble(
         clock: clock.clone(),
         holds,
         watermark,
-        streams,
+        streams: ArcSwap::from_pointee(names.all().to_vec()),
         zone: ArcSwap::from_pointee(zone_name(settings)),
         listeners: ArcSwap::from_pointee(probes(settings, &bound)),
         stopping: stopping.clone(),
@@ -383,12 +401,17 @@ fn assemble(
         servers.spawn(server.run_by(door, front_door.terms(index), stopping.clone()));
     }
     let mut dispatchers = JoinSet::new();
-    dispatchers.spawn(dispatcher.run(handle, lines));
+    dispatchers.spawn(dispatcher.run(handle.clone(), lines));
     let quiet: CancellationToken = no_more_questions;
     let http = sockets.http.local_addr().map_err(io)?;
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
     let mut admin = JoinSet::new();
     admin.spawn(admin::server::serve(listener, backend.clone(), metrics.clone(), quiet.clone().cancelled_owned()));
+    let telling = brakes.clone().run(handle, quiet.clone());
+    admin.spawn(async move {
+        telling.await;
+        Ok(())
+    });
     let control = sockets.control.serve(backend.clone(), quiet.clone().cancelled_owned());
     admin.spawn(async move {
         control.await;
@@ -399,10 +422,12 @@ fn assemble(
         http,
         backend,
         metrics,
+        brakes,
         settings: Arc::new(settings.clone()),
         front_door,
         bound,
         buffer,
+        streams,
         ids,
         clock,
         committer,
@@ -428,18 +453,13 @@ fn waiting_lines(ledger: &Ledger) -> Vec<(Queue, StreamId)> {
 }
 
 /// The ramp as configured.
-pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
+pub fn warmup_gate(settings: &Settings, names: &StreamNames) -> Result<WarmupGate, StartError> {
     let calendar = Calendar::new(settings.timezone.clone());
     let Some(warmup) = &settings.warmup else {
-        return Ok(WarmupGate::new(None, calendar, vec![StreamRules::default()]).with_life(settings.queue.max_age));
+        return Ok(WarmupGate::new(None, calendar, names.rules(settings)).with_life(settings.queue.max_age));
     };
     let wrong = |error: &dyn std::error::Error| StartError::Settings(format!("[warmup]: {error}"));
-    let overflow = match warmup.overflow.policy {
-        OverflowPolicy::Legacy => Overflow::Legacy,
-        OverflowPolicy::HoldThenLegacy => Overflow::HoldThenLegacy { max_wait: warmup.overflow.max_wait },
-        OverflowPolicy::Hold => Overflow::Hold,
-    };
-    let stream = StreamRules { overflow, ..StreamRules::default() };
+    let overflow = streams::overflow(warmup.overflow);
     let window = &warmup.pace.window;
     let rules = Rules {
         curve: warmup.shape.clone(),
@@ -462,8 +482,8 @@ pub fn warmup_gate(settings: &Settings) -> Result<WarmupGate, StartError> {
         overflow,
         retry: retry_schedule(settings)?,
     };
-    rules.check(&[], &[stream]).map_err(|e| wrong(&e))?;
-    Ok(WarmupGate::new(Some(rules), calendar, vec![stream]).with_life(settings.queue.max_age))
+    rules.check(&[], &StreamNames::fresh(settings).rules(settings)).map_err(|e| wrong(&e))?;
+    Ok(WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age))
 }
 
 fn clock_times(opens_minute: u16, closes_minute: u16) -> String {

@@ -204,9 +204,9 @@ impl RelayBackend {
         let stream = match &filter.stream {
             None => None,
             Some(name) => {
-                let place = self.streams.iter().position(|known| known == name);
-                let known =
-                    || format!("there is no stream `{}`; there are: {}", printable(name), self.streams.join(", "));
+                let streams = self.streams.load();
+                let place = streams.iter().position(|known| known == name);
+                let known = || format!("there is no stream `{}`; there are: {}", printable(name), streams.join(", "));
                 Some(StreamId(place.ok_or_else(|| BackendError::Refused(known()))? as u8))
             }
         };

@@ -13,17 +13,22 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
 
+use super::feedback::Terms;
 use super::front_door::{DoorFiles, probes};
 use super::gate::WarmupGate;
 use super::ourselves::refuse_loops;
+use super::streams::{self, StreamNames};
 use super::{Relay, StartError, plan, refuse_stranded, waiting_lines, warmup_gate, zone_name};
 use crate::clock::Clock;
-use crate::config::{Loaded, LogAddresses, LogLevel, Settings};
+use crate::config::{self, Loaded, LogAddresses, LogLevel, Settings};
 use crate::delivery::dispatcher::{Dispatcher, Plan};
 use crate::log;
 use crate::message::{DaySpan, LaneId, Queue, Reason, Recipient, Route, StreamId, Timestamp};
+use crate::policy::classify::Rule;
 use crate::spool::committer::Outlet;
-use crate::spool::{Admission, Ask, Claimed, Done, Gate, Grant, Ledger, SetLane, Slots, Touched, Turn};
+use crate::spool::{
+    Admission, Ask, Chore, Claimed, Done, Gate, Grant, Ledger, SetLane, Slots, Telling, Told, Touched, Turn, What,
+};
 
 /// Why the new settings are not used. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -151,8 +156,7 @@ impl Relay {
         if !faults.is_empty() {
             return Err(ReloadError::NeedsRestart(faults.join("\n")));
         }
-        let gate = warmup_gate(&new)?;
-        let plan = plan(&new, &gate)?;
+        let plan = plan(&new, &warmup_gate(&new, &StreamNames::fresh(&new))?)?;
         refuse_loops(&plan, &self.smtp).await?;
         let (settings, now) = (new.clone(), self.clock.now());
         let files = tokio::task::spawn_blocking(move || DoorFiles::read(&settings, now)).await;
@@ -160,6 +164,9 @@ impl Relay {
         let settings = new.clone();
         let stranded = self.backend.spool.look(move |ledger, _| refuse_stranded(&settings, ledger)).await;
         stranded.map_err(|_| ReloadError::Stopping)??;
+        let names = self.name_streams(&new).await?;
+        let gate = warmup_gate(&new, &names)?;
+        let plan = Plan { order: gate.order(), feedback: self.brakes.clone(), ..plan };
         self.front_door.change(&new, files)?;
 
         // From here on nothing refuses.
@@ -167,15 +174,36 @@ impl Relay {
         self.buffer.change(new.smtp.limits.body_buffer);
         self.backend.watermark.change(new.queue.disk.min_free, new.queue.disk.max);
         self.backend.listeners.store(Arc::new(probes(&new, &self.bound)));
+        self.metrics.count_streams(&names.configured(&new));
+        self.backend.streams.store(Arc::new(names.all().to_vec()));
         log::show_addresses(shown_addresses(&new));
         log::change_level(log_level(&new));
+        self.brakes.change(Terms::of(&new));
         if delivery_differs(&old, &new) {
             self.backend.gate.replace(gate);
             self.backend.zone.store(Arc::new(zone_name(&new)));
             self.replace_routes(plan).await?;
         }
+        // Behind the gate: what is taken for a new stream meets the rules of that stream.
+        self.streams.store(Arc::new(names.classifier(&new)));
         self.metrics.settings_loaded(self.clock.now());
         Ok(())
+    }
+
+    /// Streams that came with the settings get their numbers. They keep them even if the settings are refused.
+    async fn name_streams(&self, settings: &Settings) -> Result<StreamNames, ReloadError> {
+        let telling = Telling { what: What::NameStreams(streams::wanted(settings)), audit: None };
+        let known = |spool: &Ledger, wanted: &[String]| wanted.iter().all(|name| spool.stream_named(name).is_some());
+        let spool = &self.backend.spool;
+        let stopping = |_| ReloadError::Stopping;
+        let wanted = streams::wanted(settings);
+        if !spool.look(move |ledger, _| known(ledger, &wanted)).await.map_err(stopping)? {
+            let answer = spool.chore(Chore::Tell(telling)).await.map_err(stopping)?;
+            if !matches!(answer.told.as_deref(), Some(Told::Done)) {
+                return Err(streams::too_many().into());
+            }
+        }
+        spool.look(|ledger, _| StreamNames::of_ledger(ledger)).await.map_err(stopping)
     }
 
     async fn replace_routes(&mut self, plan: Plan) -> Result<(), ReloadError> {
@@ -248,8 +276,10 @@ fn needs_restart(old: &Settings, loaded: &Loaded) -> Vec<String> {
 /// certificate file may have changed behind its name.
 fn delivery_differs(old: &Settings, new: &Settings) -> bool {
     let shown = |settings: &Settings| {
-        let Settings { new, legacy, warmup, queue, dns, timezone, smtp, .. } = settings;
-        format!("{new:?}{legacy:?}{warmup:?}{queue:?}{dns:?}{timezone:?}{}", smtp.hostname)
+        let Settings { new, legacy, warmup, queue, dns, timezone, smtp, streams, .. } = settings;
+        // Which mail a stream is says nothing of where it goes.
+        let streams: Vec<_> = streams.iter().map(|s| config::Stream { rule: Rule::default(), ..s.clone() }).collect();
+        format!("{new:?}{legacy:?}{warmup:?}{queue:?}{dns:?}{timezone:?}{streams:?}{}", smtp.hostname)
     };
     let passwords = |settings: &Settings| -> Vec<String> {
         let upstreams = [Some(&settings.new), settings.legacy.as_ref()].into_iter().flatten();

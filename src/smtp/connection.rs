@@ -22,7 +22,9 @@ use super::session::{Event, Session};
 use super::settings::contains;
 use super::stream::{Input, Stream};
 use super::tls::HandshakeError;
-use super::{AuthVerdict, BodySink, Intake, Login, Note, Observer, RejectReason, Replies, Submission, TlsMode};
+use super::{
+    AuthVerdict, BodySink, Heading, Intake, Login, Note, Observer, RejectReason, Replies, Submission, TlsMode,
+};
 use crate::log;
 use crate::message::{Envelope, QueueId, Timestamp};
 
@@ -198,8 +200,8 @@ impl<I: Intake> Connection<I> {
                 }
                 Event::Mail => self.session.sender(self.shared.intake.ready(), &mut self.replies),
                 Event::Data => self.begin().await,
-                Event::Text(text) => self.write_body(text).await,
-                Event::Message(envelope) => self.accept(envelope).await,
+                Event::Text(text) => self.write_body(&text).await,
+                Event::Message(envelope, heading) => self.accept(envelope, heading).await,
                 Event::Auth(login) => Box::pin(self.authenticate(login)).await?,
                 Event::Refused => {
                     let id = self.open.take().map(|open| open.id);
@@ -255,13 +257,13 @@ impl<I: Intake> Connection<I> {
         }
     }
 
-    async fn accept(&mut self, envelope: Envelope) {
+    async fn accept(&mut self, envelope: Envelope, heading: Heading) {
         let Open { id, body, size, received_at } = *self.open.take().expect("a message ends after it began");
         let recipients = envelope.recipients.len() as u64;
         let (client, listener) = (self.client, self.shared.listener);
         let user = self.session.user().cloned();
         let from = log::mask(&envelope.reverse_path);
-        let submission = Submission { id, envelope, body, size, received_at, client, user, listener };
+        let submission = Submission { id, envelope, body, size, received_at, client, user, listener, heading };
         let end_of_data = Instant::now();
         let result = Box::pin(self.shared.intake.accept(submission)).await;
         if result.is_ok() {

@@ -1,7 +1,8 @@
 //! The header block: the line we add, and what in the lines already there speaks against taking the message.
 //!
 //! A loop shows in two ways: very many `Received:` fields, or one that we wrote ourselves. The block itself is bounded,
-//! because whoever reads it later keeps it in memory.
+//! because whoever reads it later keeps it in memory. Of what it says `From:` is remembered, for whoever asks whose mail
+//! this is.
 
 use core::net::IpAddr;
 
@@ -11,6 +12,8 @@ use crate::message::{QueueId, Timestamp};
 
 const RECEIVED_MAX: u32 = 50; // RFC 5321 §6.3 asks for at least 100 hops of patience; a relay at the edge sees few
 const LINES_MAX: u32 = 10_000;
+/// A `From:` of more octets is not remembered. Enough for hundreds of authors.
+pub const FROM_MAX_OCTETS: usize = 16 * 1024;
 /// So much of a field is looked at for our own name.
 const FIELD_KEPT_OCTETS: usize = 2048;
 /// What makes a `Received:` field ours, together with our host name.
@@ -83,9 +86,34 @@ pub struct HeaderWatch {
     lines: u32,
     received: u32,
     own: bool,
-    /// The current field, if it may be a `Received:` one; cut to [`FIELD_KEPT_OCTETS`].
+    /// The current field, as far as `keeping` wants it.
     field: Vec<u8>,
-    keeping: bool,
+    keeping: Keep,
+    /// The first `From:`, what is behind its colon.
+    from: Option<Box<[u8]>>,
+    from_seen: bool,
+}
+
+/// What the current field may be, by its first letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    Nothing,
+    /// `Received:`
+    Trace,
+    /// `From:`
+    Author,
+}
+
+impl Keep {
+    /// Octets of the field that are kept.
+    fn room(self) -> usize {
+        match self {
+            Keep::Nothing => 0,
+            Keep::Trace => FIELD_KEPT_OCTETS,
+            // One too many tells that it is too large.
+            Keep::Author => b"From:".len() + FROM_MAX_OCTETS + 1,
+        }
+    }
 }
 
 impl HeaderWatch {
@@ -100,7 +128,9 @@ impl HeaderWatch {
             received: 0,
             own: false,
             field: Vec::new(),
-            keeping: false,
+            keeping: Keep::Nothing,
+            from: None,
+            from_seen: false,
         }
     }
 
@@ -111,6 +141,11 @@ impl HeaderWatch {
 
     pub fn looped(&self) -> bool {
         self.received > RECEIVED_MAX || self.own
+    }
+
+    /// The first `From:`, what is behind its colon; ask when the message has ended.
+    pub fn take_from(&mut self) -> Option<Box<[u8]>> {
+        self.from.take()
     }
 
     /// Looks at the next part of the message. Costs nothing once the header block is over.
@@ -139,13 +174,15 @@ impl HeaderWatch {
             self.only_cr = true;
             if !matches!(part[0], b' ' | b'\t') {
                 self.end_field(hostname);
-                self.keeping = matches!(part[0], b'R' | b'r');
+                self.keeping = match part[0] {
+                    b'R' | b'r' => Keep::Trace,
+                    b'F' | b'f' if !self.from_seen => Keep::Author,
+                    _ => Keep::Nothing,
+                };
             }
         }
-        if self.keeping {
-            let room = FIELD_KEPT_OCTETS - self.field.len();
-            self.field.extend_from_slice(&part[..part.len().min(room)]);
-        }
+        let room = self.keeping.room().saturating_sub(self.field.len());
+        self.field.extend_from_slice(&part[..part.len().min(room)]);
         self.at_line_start = part.ends_with(b"\n");
         let content = part.strip_suffix(b"\n").unwrap_or(part);
         self.only_cr &= content.iter().all(|octet| *octet == b'\r');
@@ -156,17 +193,35 @@ impl HeaderWatch {
     }
 
     fn end_field(&mut self, hostname: &str) {
-        const NAME: &[u8] = b"received";
+        match std::mem::replace(&mut self.keeping, Keep::Nothing) {
+            Keep::Nothing => return,
+            Keep::Trace => self.end_trace(hostname),
+            Keep::Author => self.end_author(),
+        }
+        self.field.clear();
+    }
+
+    fn end_trace(&mut self, hostname: &str) {
         self.field.make_ascii_lowercase();
-        if let Some(rest) = self.field.strip_prefix(NAME)
-            && rest.trim_ascii_start().starts_with(b":")
-        {
+        if let Some(rest) = value(&self.field, b"received") {
             self.received += 1;
             self.own |= memmem::find(rest, SIGN.as_bytes()).is_some() && names_receiver(rest, hostname);
         }
-        self.field.clear();
-        self.keeping = false;
     }
+
+    fn end_author(&mut self) {
+        if let Some(text) = value(&self.field, b"from") {
+            self.from_seen = true;
+            self.from = (text.len() <= FROM_MAX_OCTETS).then(|| text.into());
+        }
+    }
+}
+
+/// What stands behind the colon, if the field has this name. White space before the colon is old syntax (RFC 5322 §4.5).
+fn value<'a>(field: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, rest) = field.split_at_checked(name.len())?;
+    let rest = start.eq_ignore_ascii_case(name).then_some(rest)?;
+    rest.trim_ascii_start().strip_prefix(b":")
 }
 
 /// `by <hostname>` stands in the field, which is in lower case.
@@ -297,6 +352,29 @@ mod tests {
             };
             for chunk in [2, 7, 50, 1000] {
                 assert_eq!(judged(1), judged(chunk), "limit {max}, chunks of {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_from_is_remembered_as_it_came() {
+        let large = format!("From: {}@b.example\r\n", "x".repeat(FROM_MAX_OCTETS));
+        let just = format!("From:{}\r\n", "x".repeat(FROM_MAX_OCTETS - 2));
+        for (text, from) in [
+            ("From: a@b.example\r\nTo: x@y.example\r\n\r\n", Some(" a@b.example\r\n")),
+            ("fROM \t:\"A,\"\r\n\t<a@b.example>\r\nFrom: c@d.example\r\n\r\n", Some("\"A,\"\r\n\t<a@b.example>\r\n")),
+            ("Fro: a\r\nFromage: b\r\nF\r\nFrom:last\r\n", Some("last\r\n")),
+            ("X: y\r\n From: folded\r\n\r\nFrom: in the body\r\n", None),
+            (&large, None),
+            (&format!("{large}From: second\r\n"), None),
+            (&just, Some(&just[5..])),
+        ] {
+            for chunk in [1, 5, 100_000] {
+                let mut watch = HeaderWatch::new(100_000);
+                text.as_bytes().chunks(chunk).for_each(|part| watch.observe(part, HOST));
+                watch.end(HOST);
+                assert!(watch.field.capacity() <= 2 * FROM_MAX_OCTETS + 100, "{} octets", watch.field.capacity());
+                assert_eq!(watch.take_from().as_deref(), from.map(str::as_bytes), "{chunk}: {text:.60}");
             }
         }
     }

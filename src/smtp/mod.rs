@@ -25,6 +25,7 @@ pub mod server;
 pub mod session;
 pub mod settings;
 mod stream;
+pub mod tag;
 pub mod tls;
 pub mod user_file;
 pub mod users;
@@ -84,6 +85,18 @@ pub struct Submission<B> {
     pub user: Option<Arc<str>>,
     /// [`ListenerSettings::index`] of the listener the client came by.
     pub listener: usize,
+    pub heading: Heading,
+}
+
+/// What the header block says about whose mail this is. Octets as they came, not judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heading {
+    /// What stands behind the colon of the first `From:`, folded as it came. `None` where there is none, and where it is
+    /// larger than [`headers::FROM_MAX_OCTETS`].
+    pub from: Option<Box<[u8]>>,
+    /// The value of the first `X-Mailramp-Stream:`, without white space around it. `None` also where the listener's
+    /// clients may not choose.
+    pub tag: Option<Box<[u8]>>,
 }
 
 /// Why something is not taken, and what the client is told.

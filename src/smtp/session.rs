@@ -15,6 +15,7 @@ mod tests;
 mod transaction;
 
 use core::net::IpAddr;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::chunk::Chunk;
@@ -22,7 +23,7 @@ use super::command::{self, Command, CommandError};
 use super::line::{Expected, Line, LineReader};
 use super::sasl::{Exchange, Response};
 use super::settings::contains;
-use super::{AuthPolicy, Login, Refusal, RejectReason, Replies, SessionSettings};
+use super::{AuthPolicy, Heading, Login, Refusal, RejectReason, Replies, SessionSettings};
 use crate::message::Envelope;
 
 /// What the driver does next.
@@ -36,10 +37,10 @@ pub enum Event<'a> {
     Mail,
     /// DATA or the first BDAT: open a body and answer with [`Session::begin`].
     Data,
-    /// The next part of the message; on failure call [`Session::refuse_message`] and go on.
-    Text(&'a [u8]),
+    /// The next part of the message, never empty; on failure call [`Session::refuse_message`] and go on.
+    Text(Cow<'a, [u8]>),
     /// The message has ended and nothing speaks against it: hand it over and answer with [`Session::finish`].
-    Message(Envelope),
+    Message(Envelope, Heading),
     /// The message was refused, or given up between two chunks: forget its body.
     Refused,
     /// STARTTLS was answered with 220 and the input is used up: send the replies, shake hands, forget every octet read

@@ -26,6 +26,8 @@ pub struct SessionSettings {
     pub auth_in_clear: bool,
     /// Whose lone CR and LF in DATA are mended to CRLF instead of refused.
     pub normalize: Vec<IpNet>,
+    /// Clients may choose a stream by `X-Mailramp-Stream`; the field is taken out of what they send.
+    pub stream_header: bool,
     pub timeouts: Timeouts,
 }
 
@@ -42,6 +44,7 @@ impl Default for SessionSettings {
             auth: AuthPolicy::Off,
             auth_in_clear: false,
             normalize: Vec::new(),
+            stream_header: false,
             timeouts: Timeouts::default(),
         }
     }

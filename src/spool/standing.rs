@@ -135,6 +135,12 @@ impl Standing {
 }
 
 impl<S: Store> Spool<S> {
+    /// Streams of these names exist from here on, as by [`What::NameStreams`]. `false`: there is no room for so many. For
+    /// the start, before the first batch.
+    pub fn name_streams(&mut self, names: &[String]) -> Result<bool, SpoolError> {
+        self.in_one_transaction(|spool| Ok(spool.ledger.name_streams(names)))
+    }
+
     pub(super) fn tell(&mut self, telling: &Telling, work: &mut Work<'_>) -> Result<ChoreAnswer, SpoolError> {
         let told = self.keep(&telling.what, work);
         let mut answer = ChoreAnswer::default();

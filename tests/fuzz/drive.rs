@@ -37,6 +37,7 @@ impl Setup {
             auth: [AuthPolicy::Off, AuthPolicy::Optional, AuthPolicy::Required][random.usize(..3)],
             auth_in_clear: random.bool(),
             normalize: networks(random.u8(..5) == 0),
+            stream_header: random.bool(),
             ..SessionSettings::default()
         };
         Setup { settings: Arc::new(settings), allowed }
@@ -116,9 +117,9 @@ impl<'s> Run<'s> {
                 }
                 Event::Text(text) => {
                     assert!(!text.is_empty());
-                    self.body.as_mut().expect("text belongs to a message").extend_from_slice(text);
+                    self.body.as_mut().expect("text belongs to a message").extend_from_slice(&text);
                 }
-                Event::Message(envelope) => self.accept(envelope),
+                Event::Message(envelope, _) => self.accept(envelope),
                 Event::Refused => {
                     self.body.take().expect("what is refused has begun");
                 }

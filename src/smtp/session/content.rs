@@ -2,6 +2,8 @@
 //!
 //! A message that came with DATA is refused at its true end; one in chunks at the end of the chunk that makes it bad.
 
+use std::borrow::Cow;
+
 use super::{Event, Session, Stage, TOO_LARGE};
 use crate::message::{QueueId, Timestamp};
 use crate::reply::{EnhancedCode, Reply};
@@ -9,16 +11,19 @@ use crate::smtp::data::{DataScanner, Piece};
 use crate::smtp::headers::{HeaderWatch, Origin, received_line};
 use crate::smtp::replies::Note;
 use crate::smtp::settings::contains;
-use crate::smtp::{Refusal, RejectReason, Replies, SessionSettings};
+use crate::smtp::tag::TagFilter;
+use crate::smtp::{Heading, Refusal, RejectReason, Replies, SessionSettings};
 
 #[derive(Debug)]
 pub(super) struct Content {
     scanner: DataScanner,
     headers: HeaderWatch,
+    /// Where the listener's clients may choose their stream.
+    tags: Option<TagFilter>,
     /// As sent, dots and all.
     pub octets_read: u64,
     octets_kept: u64,
-    /// The last two octets kept.
+    /// The last two octets that came.
     tail: [u8; 2],
     /// The body could not be kept.
     refusal: Option<Refusal>,
@@ -40,6 +45,7 @@ impl Session {
         self.content = Some(Box::new(Content {
             scanner,
             headers: HeaderWatch::new(settings.max_header_bytes),
+            tags: settings.stream_header.then(TagFilter::default),
             octets_read: 0,
             octets_kept: 0,
             tail: *b"\r\n", // a message without octets has no line that lacks its end
@@ -76,19 +82,18 @@ impl Session {
     /// The next part of a message that ends with a dot.
     pub(super) fn next_text<'a>(&mut self, input: &mut &'a [u8], replies: &mut Replies) -> Option<Event<'a>> {
         let content = self.content.as_mut().expect("set whenever the stage is Data");
-        let before = input.len();
-        let piece = content.scanner.next(input);
-        content.octets_read += (before - input.len()) as u64;
+        let piece = content.next_piece(input);
         match piece {
+            None if !input.is_empty() => None,
             None => Some(Event::NeedInput),
             Some(Piece::End) => Some(self.end_of_data(input.is_empty(), replies)),
             Some(Piece::Text(text)) => {
-                content.observe(text, &self.settings);
+                let kept = content.take(text, &self.settings);
                 if content.octets_read > self.settings.max_message_bytes.saturating_mul(2) {
                     self.close(RejectReason::Size, TOO_LARGE, replies);
                     return None;
                 }
-                content.is_good(&self.settings).then_some(Event::Text(text))
+                (!kept.is_empty() && content.is_good(&self.settings)).then_some(Event::Text(kept))
             }
         }
     }
@@ -110,14 +115,13 @@ impl Session {
         }
         let content = self.content.as_mut().expect("begun with the first chunk that had no fault");
         let mut rest = part;
-        let piece = content.scanner.next(&mut rest);
+        let piece = content.next_piece(&mut rest);
         let used = part.len() - rest.len();
         chunk.used(used);
         *input = &input[used..];
-        content.octets_read += used as u64;
         let Some(Piece::Text(text)) = piece else { return None };
-        content.observe(text, &self.settings);
-        content.is_good(&self.settings).then_some(Event::Text(text))
+        let kept = content.take(text, &self.settings);
+        (!kept.is_empty() && content.is_good(&self.settings)).then_some(Event::Text(kept))
     }
 
     fn end_of_chunk<'a>(&mut self, replies: &mut Replies) -> Option<Event<'a>> {
@@ -156,10 +160,12 @@ impl Session {
         let content = self.content.as_mut().expect("a message ends after it began");
         content.headers.end(&self.settings.hostname);
         let Some(refusal) = content.verdict(&self.settings) else {
+            let tag = content.tags.as_mut().and_then(TagFilter::take);
+            let heading = Heading { from: content.headers.take_from(), tag };
             self.content = None;
             self.stage = Stage::Waiting;
             let envelope = self.envelope.take().expect("a message begins with an envelope");
-            return (Event::Message(envelope), None);
+            return (Event::Message(envelope, heading), None);
         };
         self.note_offence(&refusal, replies);
         self.content = None;
@@ -177,14 +183,32 @@ impl Session {
 }
 
 impl Content {
-    fn observe(&mut self, text: &[u8], settings: &SessionSettings) {
-        self.octets_kept += text.len() as u64;
+    /// The next piece, taken off the front of `input`; `None` also where a line has to be looked at by itself.
+    fn next_piece<'a>(&mut self, input: &mut &'a [u8]) -> Option<Piece<'a>> {
+        let mut window = self.tags.as_ref().map_or(*input, |tags| tags.window(input));
+        let before = window.len();
+        let piece = self.scanner.next(&mut window);
+        let used = before - window.len();
+        self.octets_read += used as u64;
+        *input = &input[used..];
+        piece
+    }
+
+    /// Looks at the next part of the message; returns what of it is kept.
+    fn take<'a>(&mut self, text: &'a [u8], settings: &SessionSettings) -> Cow<'a, [u8]> {
         self.headers.observe(text, &settings.hostname);
+        // Of what came, so that a line without its end is seen also where it is not kept.
         self.tail = match text {
             [.., a, b] => [*a, *b],
             [b] => [self.tail[1], *b],
             [] => self.tail,
         };
+        let kept = match &mut self.tags {
+            Some(tags) => tags.pass(text),
+            None => Cow::Borrowed(text),
+        };
+        self.octets_kept += kept.len() as u64;
+        kept
     }
 
     /// The last chunk has ended, and with it the message. Its last line has to end, too: whoever sends it on with DATA

@@ -49,8 +49,8 @@ impl Talk {
                     let line = self.session.begin(QueueId(7), Timestamp::default(), &mut self.replies);
                     assert!(line.starts_with("Received: "));
                 }
-                Event::Text(text) => self.body.extend_from_slice(text),
-                Event::Message(envelope) => {
+                Event::Text(text) => self.body.extend_from_slice(&text),
+                Event::Message(envelope, _) => {
                     self.taken.push((envelope, std::mem::take(&mut self.body)));
                     self.session.finish(QueueId(7), Ok(()), &mut self.replies);
                 }
