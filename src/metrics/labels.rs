@@ -145,6 +145,20 @@ labels! {
         Reroute = "reroute",
         Drop = "drop",
     }
+    /// What operators tell the ramp.
+    WarmupAction {
+        Pause = "pause",
+        Resume = "resume",
+        SetDay = "set_day",
+        BrakeSet = "brake_set",
+        BrakeRelease = "brake_release",
+        AcceptClock = "accept_clock",
+    }
+    /// What an operator did to a stream.
+    StreamAction {
+        Move = "move",
+        Undo = "undo",
+    }
     /// Pages of the admin plane.
     Handler {
         Landing = "landing",

@@ -61,7 +61,7 @@ impl WarmupGate {
     /// Streams in the order in which they are served.
     pub fn order(&self) -> Vec<StreamId> {
         let mut ids: Vec<StreamId> = (0..self.streams.len() as u8).map(StreamId).collect();
-        ids.sort_by_key(|id| std::cmp::Reverse(self.stream(*id).rank()));
+        ids.sort_by_key(|id| std::cmp::Reverse(self.configured(*id).rank()));
         ids
     }
 
@@ -87,9 +87,15 @@ impl WarmupGate {
         Some(self.view(ledger, ledger.lane(LaneId::TOTAL)?, ledger.span()?, stream, now))
     }
 
-    fn stream(&self, id: StreamId) -> &StreamRules {
-        // A stream that the settings no longer know is treated as the last resort.
+    /// The stream as the settings have it. One that they do not know is treated as the last resort.
+    pub fn configured(&self, id: StreamId) -> &StreamRules {
         self.streams.get(usize::from(id.0)).unwrap_or(&self.streams[0])
+    }
+
+    /// The stream as it is treated at `now`.
+    pub fn stream(&self, ledger: &Ledger, id: StreamId, now: Timestamp) -> StreamRules {
+        let rules = *self.configured(id);
+        StreamRules { route: ledger.way_of(id, now).unwrap_or(rules.route), ..rules }
     }
 
     fn view(&self, ledger: &Ledger, lane: &LaneLedger, day: DaySpan, stream: StreamId, now: Timestamp) -> LaneView {
@@ -111,7 +117,7 @@ impl WarmupGate {
             reserved_24h: lane.reserved_24h(now),
             oldest_slot: lane.oldest_slot(now),
             expected_higher: self.expected_higher(lane, stream, day.day),
-            stream_share: limit.and_then(|limit| self.stream(stream).share_of(limit)),
+            stream_share: limit.and_then(|limit| self.configured(stream).share_of(limit)),
             stream_reserved_today: lane.stream_today(stream).reserved,
         }
     }
@@ -138,11 +144,11 @@ impl WarmupGate {
 
     /// E: what streams of strictly higher rank offered to this lane a week ago, or yesterday if they are younger.
     fn expected_higher(&self, lane: &LaneLedger, stream: StreamId, today: Day) -> u64 {
-        let rank = self.stream(stream).rank();
+        let rank = self.configured(stream).rank();
         (0..self.streams.len() as u8)
             .map(StreamId)
             .filter(|other| {
-                self.stream(*other).rank() > rank && self.stream(*other).route != policy::StreamRoute::Legacy
+                self.configured(*other).rank() > rank && self.configured(*other).route != policy::StreamRoute::Legacy
             })
             .map(|other| {
                 let week_ago = Day(today.0 - WEEK_DAYS);
@@ -162,7 +168,7 @@ impl WarmupGate {
         deadline: Timestamp,
         day: DaySpan,
     ) -> AtDeadline {
-        let rank = self.stream(ask.stream).rank();
+        let rank = self.configured(ask.stream).rank();
         let here = |queue: Queue| match queue {
             Queue::Legacy => false,
             Queue::New(id) => all_lanes || id == ask.lane,
@@ -170,7 +176,7 @@ impl WarmupGate {
         AtDeadline {
             limit_24h: self.limit_24h(lane, day, deadline),
             reserved_24h: lane.reserved_24h(deadline),
-            waiting_ahead: ledger.waiting_recipients(|q, s| here(q) && self.stream(s).rank() >= rank),
+            waiting_ahead: ledger.waiting_recipients(|q, s| here(q) && self.configured(s).rank() >= rank),
             stream_waiting: ledger.waiting_recipients(|q, s| here(q) && s == ask.stream),
         }
     }
@@ -248,7 +254,7 @@ impl Gate for WarmupGate {
     }
 
     fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission {
-        let stream = self.stream(ask.stream);
+        let stream = self.configured(ask.stream);
         let offered = stream.takes_part();
         let all_new = |reason| Admission {
             new: ask.recipients,

@@ -9,9 +9,13 @@ pub mod feedback;
 pub mod front_door;
 pub mod gate;
 pub mod intake;
+mod lanes;
+mod moves;
 pub mod notify;
 mod ourselves;
+mod outlook;
 mod queue;
+mod ramp;
 pub mod reload;
 pub mod streams;
 
@@ -353,6 +357,7 @@ fn assemble(
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(unusable)?);
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
+    let heard_until = spool.ledger().clock().map_or(clock.now(), |mark| mark.time);
     let gate = Arc::new(LiveGate::new(gate));
     let directory = Arc::new(feedback::WellKnown(policy::Providers::embedded().clone()));
     let brakes = Brakes::new(feedback::Terms::of(settings), directory, clock.clone(), metrics.clone());
@@ -381,10 +386,12 @@ fn assemble(
         routes,
         metrics: metrics.clone(),
         last_job: Default::default(),
+        moves_told: Default::default(),
         clock: clock.clone(),
         holds,
         watermark,
         streams: ArcSwap::from_pointee(names.all().to_vec()),
+        configured: ArcSwap::from_pointee(names.configured(settings)),
         zone: ArcSwap::from_pointee(zone_name(settings)),
         listeners: ArcSwap::from_pointee(probes(settings, &bound)),
         stopping: stopping.clone(),
@@ -407,9 +414,18 @@ fn assemble(
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
     let mut admin = JoinSet::new();
     admin.spawn(admin::server::serve(listener, backend.clone(), metrics.clone(), quiet.clone().cancelled_owned()));
+<<<<<<< HEAD
     let telling = brakes.clone().run(handle, quiet.clone());
     admin.spawn(async move {
         telling.await;
+=======
+    let (moves, quiet_moves) = (backend.clone().tell_of_moves(heard_until), quiet.clone().cancelled_owned());
+    admin.spawn(async move {
+        tokio::select! {
+            () = moves => {}
+            () = quiet_moves => {}
+        }
+>>>>>>> main
         Ok(())
     });
     let control = sockets.control.serve(backend.clone(), quiet.clone().cancelled_owned());

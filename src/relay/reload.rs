@@ -176,6 +176,7 @@ impl Relay {
         self.backend.listeners.store(Arc::new(probes(&new, &self.bound)));
         self.metrics.count_streams(&names.configured(&new));
         self.backend.streams.store(Arc::new(names.all().to_vec()));
+        self.backend.configured.store(Arc::new(names.configured(&new)));
         log::show_addresses(shown_addresses(&new));
         log::change_level(log_level(&new));
         self.brakes.change(Terms::of(&new));

@@ -314,8 +314,11 @@ impl<S: Store> Spool<S> {
             },
             None => work.gate.admit(&self.ledger, ask, work.now),
         };
+        if part.only.is_none() {
+            self.ledger.count_accepted(part.lane, part.stream, ask.recipients);
+        }
         if admission.offered {
-            self.ledger.count_offered(part.lane, part.stream, ask.recipients);
+            self.ledger.count_offered(part.lane, ask.recipients);
         }
         let split = usize::try_from(admission.new).unwrap_or(usize::MAX).min(part.recipients.len());
         let (mut new, rest) = part.recipients.split_at(split);

@@ -41,7 +41,7 @@ pub struct Total {
 /// What one stream did on one lane on one day. Recipients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamDay {
-    /// Accepted on the ramp.
+    /// Accepted, whichever way the stream goes.
     pub offered: u64,
     /// Reserved and not given back.
     pub reserved: u64,
@@ -582,9 +582,14 @@ impl Ledger {
     }
 
     /// Counts what the application offered to the ramp.
-    pub(super) fn count_offered(&mut self, lane: LaneId, stream: StreamId, recipients: u64) {
-        let Some(span) = self.span else { return };
+    pub(super) fn count_offered(&mut self, lane: LaneId, recipients: u64) {
         self.on_today(lane, |today| today.offered += recipients);
+    }
+
+    /// Counts what the application sent on a stream, whichever way the stream goes: what it would offer to the ramp must
+    /// be known before it is moved there.
+    pub(super) fn count_accepted(&mut self, lane: LaneId, stream: StreamId, recipients: u64) {
+        let Some(span) = self.span else { return };
         for id in both(lane) {
             if let Some(entry) = self.lanes.get_mut(&id) {
                 entry.streams.entry((stream, span.day)).or_default().offered += recipients;
