@@ -129,12 +129,9 @@ pub struct Metrics {
 
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
     pub warmup_overrun_recipients: IntCounter,
-<<<<<<< HEAD
     pub warmup_brakes: By<Provider, By<BrakeStep, IntCounter>>,
     pub warmup_brake_active: By<Provider, IntGauge>,
-=======
     pub warmup_admin_actions: By<WarmupAction, IntCounter>,
->>>>>>> main
 
     pub mx_lookups: By<MxResult, IntCounter>,
     pub mx_cache_domains: IntGauge,

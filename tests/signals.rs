@@ -14,12 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bench::{Bench, PATIENCE, Setup};
-use mailramp::admin::api::ItemState;
+use mailramp::admin::Backend;
+use mailramp::admin::api::{Change, ChangeOrder, ItemState};
 use mailramp::clock::{ManualClock, SystemClock};
 use mailramp::message::{BrakeLevel, BrakeRecord, LaneId, Reason, Route, StageStep, Timestamp};
 use mailramp::metrics::{AttemptResult, BrakeStep, Category, Provider, ReplyClass};
-use mailramp::spool::Told;
-use mailramp::spool::by_hand::Audit;
 use scripted::{Act, Script, Scripted, Step, say};
 
 const BODY: &[u8] = b"Subject: hello\r\n\r\nhow are you\r\n";
@@ -292,10 +291,13 @@ async fn without_a_legacy_server_mail_waits_for_the_end_of_the_brake_or_an_opera
     assert!(rows.iter().all(|row| row.route.as_deref() == Some("new")), "{rows:?}");
     assert!(new.messages().is_empty());
 
-    let audit = || Audit { job: 1, actor: 0, detail: "release all".into() };
-    let brakes = &bench.relay().brakes;
-    assert_eq!(brakes.release(LaneId::TOTAL, audit()).await.expect("answers"), Told::Done);
-    assert!(matches!(brakes.release(LaneId::TOTAL, audit()).await.expect("answers"), Told::Nothing(_)));
+    let change = async |change| {
+        let order = ChangeOrder { change, reason: "complaints".into(), dry_run: false };
+        bench.relay().backend.change(order, 0).await
+    };
+    let release = || Change::BrakeRelease { provider: "all".into() };
+    change(release()).await.expect("it is on");
+    change(release()).await.expect_err("there is none any more");
     let record = stored(&bench).await;
     assert_eq!((record.level, record.touched), (BrakeLevel::Open, true));
     assert!(!is_braked(&bench));
@@ -305,9 +307,7 @@ async fn without_a_legacy_server_mail_waits_for_the_end_of_the_brake_or_an_opera
     taken.sort();
     assert_eq!(taken, ["a@outlook.com", "b@outlook.com"]);
 
-    let hour = Duration::from_secs(3600);
-    let by_hand = brakes.put_on(LaneId::TOTAL, BrakeLevel::Suspended, hour, "complaints".into(), audit());
-    assert_eq!(by_hand.await.expect("answers"), Told::Done);
-    assert_eq!((stored(&bench).await.reason.as_str(), is_braked(&bench)), ("complaints", true));
+    change(Change::BrakeSet { provider: "all".into(), for_seconds: 3600 }).await.expect("can be set");
+    assert!(stored(&bench).await.reason.ends_with("complaints") && is_braked(&bench));
     bench.stop().await;
 }

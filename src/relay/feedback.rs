@@ -29,7 +29,6 @@ use crate::policy::brake::Attempt;
 use crate::policy::signal::{Action, Class, Scope};
 use crate::policy::{BrakeRules, Operator, Providers, Signal, Signals};
 use crate::reply::Reply;
-use crate::spool::by_hand::Audit;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::{Chore, Ledger, SpoolError, Telling, Told, What};
 use lanes::Lanes;
@@ -196,62 +195,20 @@ impl Brakes {
         }
     }
 
-    /// An operator slows or stops a lane, or lets it go on. The answer says whether that changed anything.
-    pub async fn put_on(
-        &self,
-        lane: LaneId,
-        level: BrakeLevel,
-        lasts: Duration,
-        reason: String,
-        audit: Audit,
-    ) -> Result<Told, SpoolError> {
-        let now = self.clock.now();
-        let until = if level == BrakeLevel::Paused { Timestamp::NEVER } else { now.after(lasts) };
-        let by_hand = |record: BrakeRecord| {
-            let touched = record.touched || level > BrakeLevel::Open;
-            Some(BrakeRecord { level, since: now, until, touched, reason, ..record })
-        };
-        self.by_hand(lane, audit, by_hand).await
-    }
-
-    /// An operator says that what was wrong is mended: no brake, and no frozen stage. Today stays a braked day.
-    pub async fn release(&self, lane: LaneId, audit: Audit) -> Result<Told, SpoolError> {
-        let (now, terms) = (self.clock.now(), self.terms.load_full());
-        let rules = terms.brake.unwrap_or_default();
-        let frozen = self.lanes().is_frozen(lane);
-        let by_hand = |record: BrakeRecord| {
-            let on = rules.level(&record, now) > BrakeLevel::Open || frozen;
-            on.then(|| rules.released(&record))
-        };
-        self.by_hand(lane, audit, by_hand).await
-    }
-
-    async fn by_hand(
-        &self,
-        lane: LaneId,
-        audit: Audit,
-        change: impl FnOnce(BrakeRecord) -> Option<BrakeRecord>,
-    ) -> Result<Told, SpoolError> {
+    /// An operator has told the ledger something about this lane's brake: it holds at once, and what was heard before
+    /// says nothing about what comes.
+    pub async fn told_by_hand(&self, lane: LaneId) -> Result<(), SpoolError> {
         let spool = self.spool.get().ok_or(SpoolError::Stopped)?;
+        self.lanes().forget(lane);
         self.read(spool).await?;
-        let told = {
-            let _order = self.telling.lock().await;
-            let Some(record) = change(self.lanes().record(lane)) else {
-                return Ok(Told::Nothing("its brake is not on"));
-            };
-            let what = What::Brake { lane, record: record.clone() };
-            let answer = spool.chore(Chore::Tell(Telling { what, audit: Some(audit) })).await?;
-            let told = answer.told.map_or(Told::Done, |told| *told);
-            if told == Told::Done {
-                let mut lanes = self.lanes();
-                lanes.set(lane, record);
-                lanes.told(lane);
-            }
-            told
-        };
         self.say_changes(Why::ByHand);
         self.wake.notify_one();
-        Ok(told)
+        Ok(())
+    }
+
+    /// How brakes behave.
+    pub fn rules(&self) -> BrakeRules {
+        self.terms.load().brake.unwrap_or_default()
     }
 
     /// Tells the ledger what it does not have yet.
@@ -347,49 +304,59 @@ impl Brakes {
     }
 }
 
+/// What a reply means. Recipients of one message often get one reply, so the last one is remembered.
+#[derive(Default)]
+struct Meant<'a> {
+    of: Option<(Arc<Operator>, &'a Reply)>,
+    signal: Option<&'a Signal>,
+    judgement: Option<Arc<Judgement>>,
+}
+
+impl<'a> Meant<'a> {
+    /// `true`: it is another reply than the last one.
+    fn look(&mut self, signals: &'a Signals, operator: &Arc<Operator>, reply: &'a Reply) -> bool {
+        if self.of.as_ref().is_some_and(|(of, before)| of.name == operator.name && *before == reply) {
+            return false;
+        }
+        self.signal = signals.classify(&operator.name, reply);
+        self.judgement = self.signal.map(|signal| Arc::new(judged(signal)));
+        self.of = Some((operator.clone(), reply));
+        true
+    }
+}
+
 impl Feedback for Brakes {
     fn hear(&self, route: Route, endings: &[Ending<'_>]) -> Vec<Heard> {
-        let terms = self.terms.load();
-        let now = self.clock.now();
-        let mut untold = false;
-        // Recipients of one message often get one reply.
-        let mut last: Option<(Arc<Operator>, &Reply, Option<Arc<Judgement>>, Option<&Signal>)> = None;
+        let (terms, now) = (self.terms.load(), self.clock.now());
+        let brake = terms.brake.filter(|_| route == Route::New);
+        let (mut untold, mut meant) = (false, Meant::default());
         let mut heard = Vec::with_capacity(endings.len());
         let mut lanes = self.lanes();
         for Ending { recipient, said } in endings {
             let lane = self.directory.lane(recipient);
-            let (mut judgement, mut signal) = (None, None);
-            if let Said::Refused(reply) = said {
-                let operator = self.directory.operator(recipient);
-                (judgement, signal) = match &last {
-                    Some((of, before, judgement, signal)) if of.name == operator.name && before == reply => {
-                        (judgement.clone(), *signal)
+            let mut one = Heard { lane, judgement: None, braked: false };
+            let attempt = match said {
+                Said::Nothing => None,
+                Said::Accepted => Some((false, None, String::new())),
+                Said::Refused(reply) => {
+                    let operator = self.directory.operator(recipient);
+                    if meant.look(&terms.signals, &operator, reply)
+                        && let Some(signal) = meant.signal.filter(|_| route == Route::New)
+                    {
+                        self.advise(signal, &operator, reply);
                     }
-                    _ => {
-                        let signal = terms.signals.classify(&operator.name, reply);
-                        signal.filter(|_| route == Route::New).inspect(|s| self.advise(s, &operator, reply));
-                        let judgement = signal.map(|signal| Arc::new(judged(signal)));
-                        last = Some((operator, reply, judgement.clone(), signal));
-                        (judgement, signal)
-                    }
-                };
-            }
-            if let (Route::New, Some(rules)) = (route, &terms.brake) {
-                let (deferred, text) = match said {
-                    Said::Accepted => (false, String::new()),
-                    Said::Refused(reply) => (put_off(reply, signal), log::printable(&reply.to_string())),
-                    Said::Nothing => {
-                        heard.push(Heard { lane, judgement, braked: false });
-                        continue;
-                    }
-                };
+                    one.judgement.clone_from(&meant.judgement);
+                    Some((put_off(reply, meant.signal), meant.signal, log::printable(&reply.to_string())))
+                }
+            };
+            if let (Some(rules), Some((deferred, signal, text))) = (&brake, attempt) {
                 let domain = self.domains.hash_one(domain(&recipient.path).to_ascii_lowercase());
                 untold |= lanes.observe(rules, lane, &Attempt { domain, deferred, signal }, &text, now);
             }
-            heard.push(Heard { lane, judgement, braked: false });
+            heard.push(one);
         }
         // After all of them: those at the front of a message are no better off than those at its end.
-        if let (Route::New, Some(rules)) = (route, &terms.brake) {
+        if let Some(rules) = &brake {
             for one in &mut heard {
                 one.braked = lanes.level(rules, one.lane, now) > BrakeLevel::Open;
             }

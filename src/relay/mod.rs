@@ -105,8 +105,6 @@ pub struct Relay {
     pub backend: Arc<RelayBackend>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
-    /// What providers say, and the brakes of their lanes.
-    pub brakes: Arc<Brakes>,
     /// The settings in force.
     settings: Arc<Settings>,
     front_door: FrontDoor,
@@ -380,6 +378,7 @@ fn assemble(
     let stopping: CancellationToken = no_more_mail;
     let bound: Vec<_> = sockets.smtp.iter().map(|(_, address, index)| (*address, *index)).collect();
     let backend = Arc::new(RelayBackend {
+        brakes: brakes.clone(),
         spool: handle.clone(),
         reader,
         gate,
@@ -414,18 +413,17 @@ fn assemble(
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
     let mut admin = JoinSet::new();
     admin.spawn(admin::server::serve(listener, backend.clone(), metrics.clone(), quiet.clone().cancelled_owned()));
-<<<<<<< HEAD
     let telling = brakes.clone().run(handle, quiet.clone());
     admin.spawn(async move {
         telling.await;
-=======
+        Ok(())
+    });
     let (moves, quiet_moves) = (backend.clone().tell_of_moves(heard_until), quiet.clone().cancelled_owned());
     admin.spawn(async move {
         tokio::select! {
             () = moves => {}
             () = quiet_moves => {}
         }
->>>>>>> main
         Ok(())
     });
     let control = sockets.control.serve(backend.clone(), quiet.clone().cancelled_owned());
@@ -438,7 +436,6 @@ fn assemble(
         http,
         backend,
         metrics,
-        brakes,
         settings: Arc::new(settings.clone()),
         front_door,
         bound,

@@ -166,7 +166,7 @@ impl Relay {
         stranded.map_err(|_| ReloadError::Stopping)??;
         let names = self.name_streams(&new).await?;
         let gate = warmup_gate(&new, &names)?;
-        let plan = Plan { order: gate.order(), feedback: self.brakes.clone(), ..plan };
+        let plan = Plan { order: gate.order(), feedback: self.backend.brakes.clone(), ..plan };
         self.front_door.change(&new, files)?;
 
         // From here on nothing refuses.
@@ -179,7 +179,7 @@ impl Relay {
         self.backend.configured.store(Arc::new(names.configured(&new)));
         log::show_addresses(shown_addresses(&new));
         log::change_level(log_level(&new));
-        self.brakes.change(Terms::of(&new));
+        self.backend.brakes.change(Terms::of(&new));
         if delivery_differs(&old, &new) {
             self.backend.gate.replace(gate);
             self.backend.zone.store(Arc::new(zone_name(&new)));

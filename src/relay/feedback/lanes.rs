@@ -70,11 +70,6 @@ impl Lanes {
         self.lanes.get(&lane).map_or(BrakeLevel::Open, |lane| rules.level(&lane.record, now))
     }
 
-    /// The record in force, whether the ledger has it or not.
-    pub fn record(&self, lane: LaneId) -> BrakeRecord {
-        self.lanes.get(&lane).map(|lane| lane.record.clone()).unwrap_or_default()
-    }
-
     /// Lanes of which anything is known.
     pub fn known(&self) -> Vec<LaneId> {
         self.lanes.keys().copied().collect()
@@ -90,24 +85,17 @@ impl Lanes {
         self.lanes.get(&lane).is_some_and(|lane| lane.record.step == StageStep::Freeze)
     }
 
-    /// An operator's record takes the place of what was there. What was heard before says nothing about what comes.
-    pub fn set(&mut self, lane: LaneId, record: BrakeRecord) {
+    /// An operator has changed the lane's record in the ledger: what was heard before is done with.
+    pub fn forget(&mut self, lane: LaneId) {
         let lane = self.lanes.entry(lane).or_default();
         lane.heard.forget();
-        (lane.record, lane.untold) = (record, true);
+        lane.untold = false;
     }
 
     /// Records that the ledger is to get. From here on they count as told.
     pub fn take_untold(&mut self) -> Vec<(LaneId, BrakeRecord)> {
         let told = |lane: &mut Lane| std::mem::take(&mut lane.untold).then(|| lane.record.clone());
         self.lanes.iter_mut().filter_map(|(id, lane)| told(lane).map(|record| (*id, record))).collect()
-    }
-
-    /// The ledger has this lane's record.
-    pub fn told(&mut self, lane: LaneId) {
-        if let Some(lane) = self.lanes.get_mut(&lane) {
-            lane.untold = false;
-        }
     }
 
     /// The ledger did not take this lane's record.
@@ -221,13 +209,13 @@ mod tests {
         let mut lanes = Lanes::default();
         lanes.read(Some(at(100)), Vec::new());
         hear(&mut lanes, at(0));
-        assert_eq!(lanes.record(GOOGLE).step, StageStep::Back);
+        assert_eq!(lanes.lanes[&GOOGLE].record.step, StageStep::Back);
         let rate = Reply::from_line("421 4.7.28 unusual rate of mail originating from your IP address").unwrap();
         let signal = Signals::embedded().classify("google", &rate);
         let attempt = Attempt { domain: 1, deferred: true, signal };
         assert!(!lanes.observe(&rules(), GOOGLE, &attempt, "", at(400)), "the rule waits for two");
         assert!(lanes.observe(&rules(), GOOGLE, &attempt, "", at(401)));
-        let record = lanes.record(GOOGLE);
+        let record = &lanes.lanes[&GOOGLE].record;
         assert_eq!((record.level, record.step), (BrakeLevel::Slow, StageStep::Hold), "yesterday's step is yesterday's");
         assert!(lanes.day_is_over(at(401)), "the ledger is to be read");
     }
