@@ -21,7 +21,6 @@ use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
 use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
 use crate::metrics::{Metrics, WarmupAction};
-use crate::policy::BrakeRules;
 use crate::spool::backup::Holds;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
@@ -204,7 +203,7 @@ fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Nu
     Numbers {
         warmup: total.and_then(|_| warmup(gate, ledger, zone, now)),
         pause: lanes::pause(ledger),
-        lanes: lanes::lanes(gate, &BrakeRules::default(), ledger, now),
+        lanes: lanes::lanes(gate, gate.brake_rules(), ledger, now),
         days: lanes::days(gate, ledger),
         today: Today {
             new: total.map_or(0, |l| l.today.sent),
@@ -239,7 +238,7 @@ fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Opt
     let limit = lane.record.limit;
     let room = view.room(now);
     Some(Warmup {
-        state: lanes::state(gate, ledger, lane),
+        state: lanes::state(gate, ledger, lane, now),
         day: lanes::day(gate, &lane.record),
         days_planned: gate.days_planned(),
         limit,

@@ -18,6 +18,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, OnceCell};
 use tokio_util::sync::CancellationToken;
 
+use super::brake_rules;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::delivery::feedback::{About, Ending, Feedback, Heard, Judgement, Said};
@@ -88,16 +89,6 @@ impl Terms {
             Some(warmup) => Terms { signals: warmup.signals.clone(), brake: Some(brake_rules(&warmup.brake)) },
             None => Terms { signals: Arc::new(Signals::embedded().clone()), brake: None },
         }
-    }
-}
-
-/// As configured.
-pub fn brake_rules(settings: &crate::config::BrakeSettings) -> BrakeRules {
-    BrakeRules {
-        window: settings.window,
-        defer_ratio: settings.defer_ratio,
-        min_attempts: settings.min_attempts,
-        hold: settings.hold,
     }
 }
 

@@ -357,6 +357,7 @@ fn assemble(
     let holds = spool.store().holds();
     let heard_until = spool.ledger().clock().map_or(clock.now(), |mark| mark.time);
     let gate = Arc::new(LiveGate::new(gate));
+    plan.order = gate.current().order_now(spool.ledger(), clock.now());
     let directory = Arc::new(feedback::WellKnown(policy::Providers::embedded().clone()));
     let brakes = Brakes::new(feedback::Terms::of(settings), directory, clock.clone(), metrics.clone());
     brakes.begin(spool.ledger());
@@ -496,7 +497,17 @@ pub fn warmup_gate(settings: &Settings, names: &StreamNames) -> Result<WarmupGat
         retry: retry_schedule(settings)?,
     };
     rules.check(&[], &StreamNames::fresh(settings).rules(settings)).map_err(|e| wrong(&e))?;
-    Ok(WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age))
+    let gate = WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age);
+    Ok(gate.with_lanes(warmup.providers.clone()).with_brake(brake_rules(&warmup.brake)))
+}
+
+fn brake_rules(brake: &config::BrakeSettings) -> policy::BrakeRules {
+    policy::BrakeRules {
+        window: brake.window,
+        defer_ratio: brake.defer_ratio,
+        min_attempts: brake.min_attempts,
+        hold: brake.hold,
+    }
 }
 
 fn clock_times(opens_minute: u16, closes_minute: u16) -> String {
