@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicI64;
 
 use arc_swap::ArcSwap;
 
+use super::feedback::Brakes;
 use super::gate::WarmupGate;
 use super::lanes;
 use super::reload::{LiveGate, LiveRoutes};
@@ -35,6 +36,8 @@ pub struct RelayBackend {
     pub reader: Arc<QueueReader>,
     /// The ramp.
     pub gate: Arc<LiveGate>,
+    /// What providers say, and the brakes of their lanes.
+    pub brakes: Arc<Brakes>,
     /// The routes.
     pub routes: Arc<LiveRoutes>,
     /// Its numbers.

@@ -32,24 +32,17 @@ impl RelayBackend {
             return Ok(answer);
         }
         let audit = Audit { job: self.next_job(), actor, detail: detail(&order, &answer) };
+        let braked = if let What::Brake { lane, .. } = &what { Some(*lane) } else { None };
         let told = self.spool.chore(Chore::Tell(Telling { what, audit: Some(audit) })).await.map_err(unavailable)?.told;
         if let Some(Told::Nothing(why)) = told.as_deref() {
             return Err(BackendError::NoChange((*why).into()));
         }
         self.metrics.warmup_admin_actions.of(label(&order.change)).inc();
-        let (action, reason) = (format_args!("warmup.{}", word(&order.change)), &order.reason);
-        match &order.change {
-            Change::Pause | Change::Resume => {
-                tracing::warn!(event = "admin.action", action = %action, actor, reason = %reason)
-            }
-            Change::SetDay { day } => {
-                tracing::warn!(event = "admin.action", action = %action, actor, day, reason = %reason)
-            }
-            Change::BrakeSet { provider, .. } | Change::BrakeRelease { provider } => {
-                tracing::warn!(event = "admin.action", action = %action, actor, provider = %provider, reason = %reason);
-            }
-        }
+        log(&order, actor);
         self.routes.current().nudge();
+        if let Some(lane) = braked {
+            self.brakes.told_by_hand(lane).await.map_err(unavailable)?;
+        }
         Ok(answer)
     }
 
@@ -162,6 +155,21 @@ fn lane(ledger: &Ledger, provider: &str) -> Result<LaneId, BackendError> {
 
 fn standing(ledger: &Ledger, lane: LaneId) -> BrakeRecord {
     ledger.lane(lane).map(|lane| lane.brake.clone()).unwrap_or_default()
+}
+
+fn log(order: &ChangeOrder, actor: u32) {
+    let (action, reason) = (format_args!("warmup.{}", word(&order.change)), &order.reason);
+    match &order.change {
+        Change::Pause | Change::Resume => {
+            tracing::warn!(event = "admin.action", action = %action, actor, reason = %reason);
+        }
+        Change::SetDay { day } => {
+            tracing::warn!(event = "admin.action", action = %action, actor, day, reason = %reason);
+        }
+        Change::BrakeSet { provider, .. } | Change::BrakeRelease { provider } => {
+            tracing::warn!(event = "admin.action", action = %action, actor, provider = %provider, reason = %reason);
+        }
+    }
 }
 
 /// The word of the log.
