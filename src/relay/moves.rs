@@ -198,7 +198,7 @@ fn described(
         let one = |id| Going { stream: id, way: way_then(id), overflow: gate.stream(ledger, id, now).overflow };
         names.iter().map(|(id, _)| one(*id)).collect()
     };
-    let today = ledger.span().map_or_else(|| gate.calendar().span_at(now), |span| span);
+    let today = ledger.span().unwrap_or_else(|| gate.calendar().span_at(now));
     let first = gate.calendar().span_at(at).day.next();
     let ahead = u32::try_from(first.0 - today.day.0).unwrap_or(0);
     let later = at > now;
