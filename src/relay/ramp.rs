@@ -26,16 +26,21 @@ impl RelayBackend {
     pub(super) async fn changed(&self, order: ChangeOrder, actor: u32) -> Result<ChangeAnswer, BackendError> {
         let (gate, asked, has_legacy) =
             (self.gate.current(), order.clone(), self.routes.current().pool(Route::Legacy).is_some());
-        let look = move |ledger: &Ledger, now| prepared(&gate, &BrakeRules::default(), ledger, &asked, actor, now);
+        let rules = self.brakes.rules();
+        let look = move |ledger: &Ledger, now| prepared(&gate, &rules, ledger, &asked, actor, now);
         let (what, answer) = self.spool.look(look).await.map_err(unavailable)??;
         let answer = ChangeAnswer { has_legacy, ..answer };
         if order.dry_run {
             return Ok(answer);
         }
         let audit = Audit { job: self.next_job(), actor, detail: detail(&order, &answer) };
+        let braked = if let What::Brake { lane, .. } = &what { Some(*lane) } else { None };
         let told = self.spool.chore(Chore::Tell(Telling { what, audit: Some(audit) })).await.map_err(unavailable)?.told;
         if let Some(Told::Nothing(why)) = told.as_deref() {
             return Err(BackendError::NoChange((*why).into()));
+        }
+        if let Some(lane) = braked {
+            self.brakes.told_by_hand(lane).await.map_err(unavailable)?;
         }
         self.metrics.warmup_admin_actions.of(label(&order.change)).inc();
         let (action, reason) = (format_args!("warmup.{}", word(&order.change)), &order.reason);

@@ -202,7 +202,9 @@ impl<S: Store> Spool<S> {
                 answer.next = Some(work.now);
                 break;
             }
-            let may = |item: &super::Item| !item.maybe && item.reason != Reason::Manual;
+            // What the other route would be refused as well waits for its brake.
+            let stays = |item: &super::Item| reason == Reason::Brake && item.reason == Reason::Pinned;
+            let may = |item: &super::Item| !item.maybe && item.reason != Reason::Manual && !stays(item);
             let mut found = self.store.due(queue, stream, Timestamp::NEVER, room)?;
             let full = found.len() == room;
             if full && !found.iter().any(may) {
