@@ -203,7 +203,7 @@ fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Nu
     Numbers {
         warmup: total.and_then(|_| warmup(gate, ledger, zone, now)),
         pause: lanes::pause(ledger),
-        lanes: lanes::lanes(gate, gate.brake_rules(), ledger, now),
+        lanes: lanes::lanes(gate, ledger, now),
         days: lanes::days(gate, ledger),
         today: Today {
             new: total.map_or(0, |l| l.today.sent),
