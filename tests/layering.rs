@@ -194,6 +194,7 @@ const IO: &[&str] = &[
     "admin/server.rs",
     "relay/mod.rs",
     "relay/backend.rs",
+    "relay/directory.rs",
     "relay/front_door.rs",
     "relay/notify.rs",
     "relay/feedback.rs",

@@ -5,6 +5,7 @@
 //! the transactions under way end, then the committer.
 
 pub mod backend;
+mod directory;
 pub mod feedback;
 pub mod front_door;
 pub mod gate;
@@ -41,6 +42,7 @@ use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
+use crate::operators::Operators;
 use crate::policy::classify::{DEFAULT_STREAM, Streams};
 use crate::policy::{self, Calendar, RetrySchedule, Rules};
 use crate::smtp::{Door, ListenerSettings, Server};
@@ -105,6 +107,8 @@ pub struct Relay {
     pub backend: Arc<RelayBackend>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
+    /// Who runs the mail servers of recipients' domains.
+    pub operators: Arc<Operators>,
     /// The settings in force.
     settings: Arc<Settings>,
     front_door: FrontDoor,
@@ -120,6 +124,8 @@ pub struct Relay {
     /// The one in force, and those before it whose last transactions are under way.
     dispatchers: JoinSet<()>,
     admin: JoinSet<io::Result<()>>,
+    /// Asks for the directory of operators, and saves it.
+    lookups: JoinSet<()>,
     no_more_mail: CancellationToken,
     no_more_claims: CancellationToken,
     no_more_questions: CancellationToken,
@@ -226,8 +232,11 @@ impl Relay {
         self.servers.shutdown().await;
         self.dispatchers.shutdown().await;
         self.no_more_questions.cancel();
-        while let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(1), self.admin.join_next()).await {}
+        let ended =
+            async { while self.admin.join_next().await.is_some() || self.lookups.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
         self.admin.shutdown().await;
+        self.lookups.shutdown().await;
         self.backend.spool.stop().await;
         let committer = self.committer;
         tokio::task::spawn_blocking(move || committer.join()).await.unwrap_or(Err(SpoolError::Stopped))
@@ -355,11 +364,12 @@ fn assemble(
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(unusable)?);
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
+    let (operators, questions) =
+        Operators::new(&settings.data_dir, directory::terms(settings), clock.clone(), metrics.clone());
     let heard_until = spool.ledger().clock().map_or(clock.now(), |mark| mark.time);
-    let gate = Arc::new(LiveGate::new(gate));
+    let gate = Arc::new(LiveGate::new(gate.with_directory(operators.clone())));
     plan.order = gate.current().order_now(spool.ledger(), clock.now());
-    let directory = Arc::new(feedback::WellKnown(policy::Providers::embedded().clone()));
-    let brakes = Brakes::new(feedback::Terms::of(settings), directory, clock.clone(), metrics.clone());
+    let brakes = Brakes::new(feedback::Terms::of(settings), operators.clone(), clock.clone(), metrics.clone());
     brakes.begin(spool.ledger());
     let brakes = Arc::new(brakes);
     plan.feedback = brakes.clone();
@@ -374,6 +384,7 @@ fn assemble(
         clock: clock.clone(),
         metrics: metrics.clone(),
         watermark: watermark.clone(),
+        operators: operators.clone(),
         streams: streams.clone(),
     });
     let stopping: CancellationToken = no_more_mail;
@@ -410,6 +421,8 @@ fn assemble(
     let mut dispatchers = JoinSet::new();
     dispatchers.spawn(dispatcher.run(handle.clone(), lines));
     let quiet: CancellationToken = no_more_questions;
+    let mut lookups = JoinSet::new();
+    lookups.spawn(questions.run(quiet.clone()));
     let http = sockets.http.local_addr().map_err(io)?;
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
     let mut admin = JoinSet::new();
@@ -437,6 +450,7 @@ fn assemble(
         http,
         backend,
         metrics,
+        operators,
         settings: Arc::new(settings.clone()),
         front_door,
         bound,
@@ -448,6 +462,7 @@ fn assemble(
         servers,
         dispatchers,
         admin,
+        lookups,
         no_more_mail: stopping,
         no_more_claims: no_claims,
         no_more_questions: quiet,
