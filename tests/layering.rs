@@ -188,6 +188,7 @@ const IO: &[&str] = &[
     "admin/server.rs",
     "relay/mod.rs",
     "relay/backend.rs",
+    "relay/dry_run.rs",
     "relay/front_door.rs",
     "relay/notify.rs",
     "relay/reload.rs",

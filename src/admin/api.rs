@@ -24,6 +24,9 @@ pub struct Snapshot {
     #[serde(with = "time")]
     pub now: Timestamp,
     pub clock: ClockStatus,
+    /// Everything goes by legacy; this is what the ramp would do. `None`: a real run.
+    #[serde(default)]
+    pub dry_run: Option<AsIf>,
     pub warmup: Warmup,
     pub today: Today,
     /// The held message that has waited longest.
@@ -32,6 +35,19 @@ pub struct Snapshot {
     pub legacy: RouteStatus,
     pub queue: QueueTotals,
     pub spool: SpoolStatus,
+}
+
+/// How far the ramp would be today, if this run had been a real one since its start. Recipients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsIf {
+    /// Sending day, from 1; `None` before the start and without a limit.
+    pub day: Option<u32>,
+    /// `None`: no limit.
+    pub limit: Option<u64>,
+    pub new: u64,
+    pub legacy: u64,
+    /// They would wait for a token now.
+    pub held: u64,
 }
 
 /// What is thought of the machine's clock.

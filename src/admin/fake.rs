@@ -17,6 +17,7 @@ pub fn snapshot() -> Snapshot {
         version: "0.1.0".into(),
         now,
         clock: ClockStatus { trusted: true, off_seconds: 0, shows: now },
+        dry_run: None,
         warmup: Warmup {
             state: DayState::Ramping,
             day: Some(9),

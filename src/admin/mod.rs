@@ -69,6 +69,11 @@ pub trait Backend: Send + Sync + 'static {
     /// What taking back the last move of a stream means; with `yes` it is done, for the user `actor`.
     fn undo_move(&self, order: UndoOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>>;
 
+    /// Everything goes by legacy, and the ramp only says what it would do.
+    fn is_dry_run(&self) -> bool {
+        false
+    }
+
     /// The SMTP listeners that should be answering now; none once the relay is stopping.
     fn listeners(&self) -> Vec<ListenerProbe>;
 }
@@ -117,6 +122,7 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
         warmup_complete,
         warmup_day_end_timestamp_seconds,
         clock_trusted,
+        dry_run,
         queue_messages,
         queue_bytes,
         queue_oldest_message_timestamp_seconds,
@@ -140,6 +146,7 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
     warmup_day_end_timestamp_seconds.set(seconds(warmup.day_ends));
 
     clock_trusted.set(i64::from(snapshot.clock.trusted));
+    dry_run.set(i64::from(snapshot.dry_run.is_some()));
 
     for state in QueueState::ALL {
         let totals = snapshot.queue.of(*state);

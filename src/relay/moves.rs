@@ -129,8 +129,11 @@ impl RelayBackend {
         let later = |last: i64| Some(now.max(last + 1));
         let last = self.last_job.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).expect("always some");
         let audit = Some(Audit { job: now.max(last + 1), actor, detail });
-        let answer = self.spool.chore(Chore::Tell(Telling { what, audit })).await.map_err(unavailable)?;
+        let answer = self.spool.chore(Chore::Tell(Telling { what: what.clone(), audit })).await.map_err(unavailable)?;
         self.moves_told.notify_one();
+        if let Some(dry_run) = &self.dry_run {
+            dry_run.tell(&what);
+        }
         match answer.told.map(|told| *told) {
             Some(Told::Nothing(why)) => Err(BackendError::Refused(why.into())),
             Some(told) => Ok(told),

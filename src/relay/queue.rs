@@ -192,6 +192,9 @@ impl RelayBackend {
             QueueAction::Drop => Ok(Action::Drop),
             QueueAction::Reroute(to) => {
                 let route = Route::from(to);
+                if route == Route::New && self.dry_run.is_some() {
+                    return Err(BackendError::Refused("this is a dry run: nothing goes by new".into()));
+                }
                 if self.routes.current().pool(route).is_none() {
                     return Err(BackendError::Refused("there is no legacy server: [legacy] is not configured".into()));
                 }
