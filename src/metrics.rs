@@ -130,6 +130,7 @@ pub struct Metrics {
 
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
     pub warmup_overrun_recipients: IntCounter,
+    pub warmup_admin_actions: By<WarmupAction, IntCounter>,
 
     pub mx_lookups: By<MxResult, IntCounter>,
     pub mx_cache_domains: IntGauge,
@@ -154,6 +155,9 @@ pub struct Mirrored {
     pub warmup_target_recipients: IntGauge,
     /// `+Inf` when there is no limit.
     pub warmup_tokens: Gauge,
+    /// `+Inf` when there is no limit, and for a provider without a lane.
+    pub warmup_provider_limit_recipients: By<Provider, Gauge>,
+    pub warmup_provider_sent_recipients: By<Provider, IntGauge>,
     pub warmup_paused: IntGauge,
     pub warmup_complete: IntGauge,
     pub warmup_day_end_timestamp_seconds: Gauge,
@@ -223,6 +227,7 @@ impl Metrics {
         )?;
         let by_hand =
             make.counters("queue_admin_actions_total", "Commands of operators that changed queued mail.", &["action"])?;
+        let told = make.counters("warmup_admin_actions_total", "What operators told the ramp.", &["action"])?;
         let moves =
             make.counters("stream_admin_actions_total", "Commands of operators that moved a stream.", &["action"])?;
         let mx = make.counters("mx_lookups_total", "Questions for the mail servers of a domain.", &["result"])?;
@@ -279,6 +284,7 @@ impl Metrics {
                 "warmup_overrun_recipients_total",
                 "Recipients sent by the new route beyond the limit; must stay 0.",
             )?,
+            warmup_admin_actions: By::new(|action| told.child(&[action])),
             mx_lookups: By::new(|result| mx.child(&[result])),
             mx_cache_domains: make.int_gauge("mx_cache_domains", "Domains whose mail servers are known.")?,
             spool_sync_duration_seconds: make.histogram(
@@ -347,6 +353,16 @@ impl Mirrored {
             warmup_target_recipients: make
                 .int_gauge("warmup_target_recipients", "Recipients per day the ramp leads to.")?,
             warmup_tokens: make.gauge("warmup_tokens", "Recipients that may go at once; +Inf without a limit.")?,
+            warmup_provider_limit_recipients: make.gauges(
+                "warmup_provider_limit_recipients",
+                "Today's limit of a provider's lane; +Inf without a limit and without a lane.",
+                "provider",
+            )?,
+            warmup_provider_sent_recipients: make.int_gauges(
+                "warmup_provider_sent_recipients",
+                "Recipients of the provider that the new server took today.",
+                "provider",
+            )?,
             warmup_paused: make.int_gauge("warmup_paused", "Whether an operator paused the new route.")?,
             warmup_complete: make.int_gauge("warmup_complete", "Whether the ramp is complete.")?,
             warmup_day_end_timestamp_seconds: make

@@ -9,6 +9,10 @@ pub use super::queue::{
     ActionAnswer, LeftAlone, QueueAction, QueueStep, RouteName, Selection, ShownMessage, ShownPart, StepAnswer,
 };
 use super::streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
+pub use super::warmup::{
+    AuditEntry, AuditPage, BrakeStatus, BrakeWord, Change, ChangeAnswer, ChangeOrder, DayStatus, LaneChange,
+    LaneStatus, PauseStatus,
+};
 use crate::log::Addresses;
 use crate::message::Timestamp;
 use crate::metrics::QueueState;
@@ -28,6 +32,15 @@ pub struct Snapshot {
     #[serde(default)]
     pub dry_run: Option<AsIf>,
     pub warmup: Warmup,
+    /// By an operator, over everything else.
+    #[serde(default)]
+    pub pause: Option<PauseStatus>,
+    /// The total first, then the provider lanes.
+    #[serde(default)]
+    pub lanes: Vec<LaneStatus>,
+    /// The last seven days of the total, oldest first, today last.
+    #[serde(default)]
+    pub days: Vec<DayStatus>,
     pub today: Today,
     /// The held message that has waited longest.
     pub oldest_held: Option<OldestHeld>,
@@ -399,6 +412,12 @@ pub enum Command {
     AcceptClock {
         reason: String,
     },
+    /// Tell the ramp something.
+    Change(ChangeOrder),
+    /// What operators did in the last so many seconds.
+    Audit {
+        since_seconds: u64,
+    },
     StreamList,
     StreamMove(MoveOrder),
     StreamUndo(UndoOrder),
@@ -427,6 +446,10 @@ pub enum Answer {
     QueueStep(StepAnswer),
     FilesHeld,
     AcceptClock(ClockAnswer),
+    Change(ChangeAnswer),
+    Audit(AuditPage),
+    /// Everything is as it was asked to be already; nothing was changed.
+    NoChange(String),
     StreamList(StreamPage),
     StreamMove(Box<MoveAnswer>),
     /// The request was not understood or not allowed; asking again does not help.

@@ -18,7 +18,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::api::{Answer, Command, Request, Response, VERSION};
+use super::api::{Answer, ChangeOrder, Command, Request, Response, VERSION};
+use super::warmup::checked_reason;
 use super::{Backend, BackendError};
 
 const REQUEST_MAX_BYTES: u64 = 64 * 1024;
@@ -174,6 +175,11 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
             tracing::warn!(event = "admin.action", action, actor, moved_seconds, reason = %reason);
             Answer::AcceptClock(done)
         }),
+        Command::Change(order) => match checked_reason(&order.reason) {
+            Ok(reason) => backend.change(ChangeOrder { reason, ..order }, actor).await.map(Answer::Change),
+            Err(why) => Err(BackendError::Refused(why)),
+        },
+        Command::Audit { since_seconds } => backend.audit(since_seconds).await.map(Answer::Audit),
         Command::StreamList => backend.streams().await.map(Answer::StreamList),
         Command::StreamMove(order) => {
             backend.move_stream(order, actor).await.map(|answer| Answer::StreamMove(Box::new(answer)))
@@ -185,6 +191,7 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
     };
     outcome.unwrap_or_else(|error| match error {
         BackendError::Refused(why) => Answer::Refused(why),
+        BackendError::NoChange(why) => Answer::NoChange(why),
         BackendError::Unavailable(why) => Answer::Failed(why),
     })
 }
@@ -207,10 +214,12 @@ pub enum CallError {
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
+    NoChange(String),
+    #[error("{0}")]
     Failed(String),
 }
 
-/// Asks the relay once, without async; for commands. Never returns `Answer::Refused` or `Answer::Failed`.
+/// Asks the relay once, without async; for commands. Never returns `Answer::Refused`, `Answer::NoChange` or `Answer::Failed`.
 pub fn call(socket: &Path, command: Command) -> Result<Answer, CallError> {
     Line::open(socket)?.ask(command)
 }
@@ -231,7 +240,7 @@ impl Line {
         Ok(Line { path: socket.into(), stream: io::BufReader::new(stream) })
     }
 
-    /// Never returns `Answer::Refused` or `Answer::Failed`.
+    /// Never returns `Answer::Refused`, `Answer::NoChange` or `Answer::Failed`.
     pub fn ask(&mut self, command: Command) -> Result<Answer, CallError> {
         let path = self.path.clone();
         let unreachable = |source| CallError::Unreachable { path: path.clone(), source };
@@ -247,6 +256,7 @@ impl Line {
             serde_json::from_slice(&line).map_err(|error| CallError::Garbled(error.to_string()))?;
         match response.answer {
             Answer::Refused(why) => Err(CallError::Refused(why)),
+            Answer::NoChange(why) => Err(CallError::NoChange(why)),
             Answer::Failed(why) => Err(CallError::Failed(why)),
             answer => Ok(answer),
         }
@@ -256,7 +266,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::{QueueAction, QueueFilter, QueueStep};
+    use crate::admin::api::{Change, QueueAction, QueueFilter, QueueStep};
     use crate::admin::fake::{self, FakeBackend};
     use tempfile::TempDir;
 
@@ -288,6 +298,30 @@ mod tests {
         assert!(matches!(answer, Answer::QueueStep(done) if done.recipients == 2));
         let own = rustix::process::geteuid().as_raw();
         assert_eq!(*backend.steps.lock().unwrap(), [(step, own)]);
+    }
+
+    #[tokio::test]
+    async fn a_change_of_the_ramp_reaches_the_relay_with_the_peers_user_and_a_checked_reason() {
+        let dir = TempDir::new().unwrap();
+        let (backend, _task) = start(&dir, FakeBackend::default());
+        let order = |reason: &str, dry_run| {
+            let order = ChangeOrder { change: Change::SetDay { day: 5 }, reason: reason.into(), dry_run };
+            Command::Change(order)
+        };
+        for bad in ["", " ", "two\nlines", &"x".repeat(201)] {
+            let refused = ask(&dir, order(bad, false)).await.unwrap_err();
+            assert!(matches!(refused, CallError::Refused(_)), "{bad:?}: {refused}");
+        }
+        let Answer::Change(said) = ask(&dir, order("too fast", true)).await.unwrap() else { panic!("no answer") };
+        assert!(said.dry_run && backend.changes.lock().unwrap().is_empty(), "a dry run changes nothing");
+        assert!(matches!(ask(&dir, order(" too fast ", false)).await.unwrap(), Answer::Change(_)));
+        let own = rustix::process::geteuid().as_raw();
+        let told = ChangeOrder { change: Change::SetDay { day: 5 }, reason: "too fast".into(), dry_run: false };
+        assert_eq!(*backend.changes.lock().unwrap(), [(told, own)]);
+
+        let resume = Command::Change(ChangeOrder { change: Change::Resume, reason: "mended".into(), dry_run: false });
+        let nothing = ask(&dir, resume).await.unwrap_err();
+        assert!(matches!(&nothing, CallError::NoChange(why) if why == "new is not paused"), "{nothing}");
     }
 
     #[tokio::test]

@@ -32,6 +32,9 @@ pub fn snapshot() -> Snapshot {
             day_ends: ago(-6 * 3600 - 12 * 60),
             zone: "Europe/Berlin".into(),
         },
+        pause: None,
+        lanes: lanes(now),
+        days: days(),
         today: Today { new: 1019, legacy: 8402, held: 12 },
         oldest_held: Some(OldestHeld {
             accepted: ago(4320),
@@ -49,6 +52,52 @@ pub fn snapshot() -> Snapshot {
         },
         spool: SpoolStatus { free_bytes: 18_200_000_000, required_bytes: 1_000_000_000, accepting: true },
     }
+}
+
+/// The total and four providers, of which one is braked for 52 minutes more.
+fn lanes(now: Timestamp) -> Vec<LaneStatus> {
+    let lane = |provider: &str, limit, used, sent, offered, share| LaneStatus {
+        provider: provider.into(),
+        state: DayState::Ramping,
+        day: Some(9),
+        limit: Some(limit),
+        used,
+        sent,
+        offered,
+        share,
+        brake: BrakeStatus::default(),
+        braked_days: 0,
+    };
+    let brake = BrakeStatus {
+        level: BrakeWord::Suspended,
+        since: Some(Timestamp::from_seconds(now.seconds() - 480)),
+        until: Some(Timestamp::from_seconds(now.seconds() + 3120)),
+        reason: "451 4.7.650 x14".into(),
+    };
+    vec![
+        lane("all", 1281, 1019, 1017, 9433, 1.0),
+        lane("google", 590, 471, 470, 4339, 0.46),
+        LaneStatus { brake, braked_days: 2, ..lane("microsoft", 269, 214, 214, 1981, 0.21) },
+        lane("yahoo", 102, 81, 81, 754, 0.08),
+        lane("other", 320, 253, 252, 2359, 0.25),
+    ]
+}
+
+fn days() -> Vec<DayStatus> {
+    let day = |date: &str, day, limit, new, legacy, braked| DayStatus {
+        date: date.into(),
+        day: Some(day),
+        limit: Some(limit),
+        offered: new + legacy,
+        new,
+        legacy,
+        braked,
+    };
+    vec![
+        day("2026-03-08", 8, 854, 850, 8910, true),
+        day("2026-03-09", 8, 854, 854, 9106, false),
+        day("2026-03-10", 9, 1281, 1017, 8402, false),
+    ]
 }
 
 pub fn page() -> QueuePage {
@@ -110,6 +159,49 @@ pub fn shown_message() -> ShownMessage {
             last_reply: "451 4.7.1 grey\x1b[2Jlisted".into(),
         }],
         headers: Some(vec!["From: a***@example.com".into(), "Subject: x\x1b[2J".into()]),
+    }
+}
+
+/// What the change would do to a ramp like the sample's.
+pub fn change_answer(change: Change, dry_run: bool) -> ChangeAnswer {
+    let now = snapshot().now;
+    let lane = |provider: &str, limit_before, limit, tomorrow_before, tomorrow| LaneChange {
+        provider: provider.into(),
+        day_before: 9,
+        day: 5,
+        limit_before: Some(limit_before),
+        limit: Some(limit),
+        tomorrow_before: Some(tomorrow_before),
+        tomorrow: Some(tomorrow),
+    };
+    let lanes = match change {
+        Change::SetDay { .. } => vec![lane("all", 1281, 253, 1922, 379), lane("google", 590, 116, 885, 174)],
+        _ => Vec::new(),
+    };
+    let until = match change {
+        Change::BrakeSet { for_seconds, .. } => Some(Timestamp::from_seconds(now.seconds() + for_seconds as i64)),
+        _ => None,
+    };
+    ChangeAnswer { change, dry_run, now, waiting: 12, has_legacy: true, lanes, until }
+}
+
+pub fn audit_page() -> AuditPage {
+    let now = snapshot().now;
+    let entry = |age: i64, actor, action: &str, detail: &str, messages| AuditEntry {
+        at: Timestamp::from_seconds(now.seconds() - age),
+        actor,
+        action: action.into(),
+        detail: detail.into(),
+        messages,
+        recipients: messages,
+        bytes: messages * 20_500,
+    };
+    AuditPage {
+        entries: vec![
+            entry(90_000, 1000, "reroute", "reroute to legacy, stream digest", 2),
+            entry(4_000, 0, "pause", "complaints\x1b[2J", 0),
+            entry(60, 0, "resume", "mended", 0),
+        ],
     }
 }
 
@@ -192,6 +284,8 @@ pub struct FakeBackend {
     pub full: bool,
     pub listeners: Vec<ListenerProbe>,
     pub steps: Mutex<Vec<(QueueStep, u32)>>,
+    /// What the ramp was told; a pause among it stands until a resume.
+    pub changes: Mutex<Vec<(ChangeOrder, u32)>>,
     /// Moves that were really told.
     pub moves: Mutex<Vec<(MoveOrder, u32)>>,
     /// How often files are held now.
@@ -263,6 +357,25 @@ impl Backend for FakeBackend {
 
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>> {
         self.or_broken(ClockAnswer { moved_seconds: -7200, now: snapshot().now })
+    }
+
+    fn change(&self, order: ChangeOrder, actor: u32) -> BoxFuture<'_, Result<ChangeAnswer, BackendError>> {
+        let mut changes = self.changes.lock().unwrap();
+        let stands = changes.iter().rev().find(|(o, _)| matches!(o.change, Change::Pause | Change::Resume));
+        if order.change == Change::Resume && stands.is_none_or(|(o, _)| o.change == Change::Resume) {
+            return Box::pin(async { Err(BackendError::NoChange("new is not paused".into())) });
+        }
+        let answer = change_answer(order.change.clone(), order.dry_run);
+        if !order.dry_run {
+            changes.push((order, actor));
+        }
+        self.or_broken(answer)
+    }
+
+    fn audit(&self, since_seconds: u64) -> BoxFuture<'_, Result<AuditPage, BackendError>> {
+        let mut page = audit_page();
+        page.entries.retain(|entry| snapshot().now.since(entry.at).as_secs() <= since_seconds);
+        self.or_broken(page)
     }
 
     fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>> {

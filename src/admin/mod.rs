@@ -1,10 +1,10 @@
 //! What operators and monitoring see of a running relay.
 //!
-//! [`api`] and [`queue`] have the plain types; [`server`] answers HTTP (metrics and probes; nothing there changes anything);
+//! [`api`], [`queue`] and [`warmup`] have the plain types; [`server`] answers HTTP (metrics and probes; nothing there changes anything);
 //! [`control`] answers the commands of the same machine's operator over a Unix socket. Both know the relay only as a
 //! [`Backend`], so they work the same on a fake one.
 //!
-//! Not here: pages, tokens, and anything that changes the ramp.
+//! Not here: pages and tokens.
 
 pub mod api;
 pub mod control;
@@ -14,6 +14,7 @@ pub mod queue;
 mod readiness;
 pub mod server;
 pub mod streams;
+pub mod warmup;
 pub mod when;
 
 use std::any::Any;
@@ -22,10 +23,10 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 
 use crate::message::Route;
-use crate::metrics::{Label, Metrics, Mirrored, QueueState, seconds};
+use crate::metrics::{Label, Metrics, Mirrored, Provider, QueueState, seconds};
 use api::{
-    ClockAnswer, DayState, QueueAction, QueueFilter, QueuePage, QueueStep, Selection, ShownMessage, Snapshot,
-    StepAnswer,
+    AuditPage, ChangeAnswer, ChangeOrder, ClockAnswer, QueueAction, QueueFilter, QueuePage, QueueStep, Selection,
+    ShownMessage, Snapshot, StepAnswer,
 };
 use streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 
@@ -60,6 +61,12 @@ pub trait Backend: Send + Sync + 'static {
     /// From here on the machine's clock is right. Refused while it is not in doubt.
     fn accept_clock(&self) -> BoxFuture<'_, Result<ClockAnswer, BackendError>>;
 
+    /// Tells the ramp something, for the user `actor`. The reason has been checked.
+    fn change(&self, order: ChangeOrder, actor: u32) -> BoxFuture<'_, Result<ChangeAnswer, BackendError>>;
+
+    /// What operators did in the last `since_seconds`, as far as it is kept.
+    fn audit(&self, since_seconds: u64) -> BoxFuture<'_, Result<AuditPage, BackendError>>;
+
     /// Every stream, and where its mail goes.
     fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>>;
 
@@ -87,6 +94,9 @@ pub enum BackendError {
     /// What was asked for makes no sense here, such as a stream that does not exist.
     #[error("{0}")]
     Refused(String),
+    /// It is as it was asked to be already.
+    #[error("{0}")]
+    NoChange(String),
 }
 
 /// How readiness tests one SMTP listener.
@@ -118,6 +128,8 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
         warmup_sent_recipients,
         warmup_target_recipients,
         warmup_tokens,
+        warmup_provider_limit_recipients,
+        warmup_provider_sent_recipients,
         warmup_paused,
         warmup_complete,
         warmup_day_end_timestamp_seconds,
@@ -141,8 +153,16 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
     warmup_sent_recipients.set(whole(warmup.sent));
     warmup_target_recipients.set(warmup.target.map_or(0, whole));
     warmup_tokens.set(warmup.tokens.map_or(f64::INFINITY, |tokens| tokens as f64));
-    warmup_paused.set(i64::from(matches!(warmup.state, DayState::Paused { .. })));
-    warmup_complete.set(i64::from(warmup.state == DayState::Complete));
+    warmup_paused.set(i64::from(snapshot.pause.is_some()));
+    // A pause does not make a ramp that is done go on.
+    warmup_complete.set(i64::from(warmup.day.is_some() && warmup.limit.is_none()));
+    for provider in Provider::ALL {
+        let lane = snapshot.lanes.iter().find(|lane| lane.provider == provider.text());
+        // A provider without a lane has no limit of its own.
+        let limit = lane.and_then(|lane| lane.limit).map_or(f64::INFINITY, |limit| limit as f64);
+        warmup_provider_limit_recipients.of(*provider).set(limit);
+        warmup_provider_sent_recipients.of(*provider).set(lane.map_or(0, |lane| whole(lane.sent)));
+    }
     warmup_day_end_timestamp_seconds.set(seconds(warmup.day_ends));
 
     clock_trusted.set(i64::from(snapshot.clock.trusted));
@@ -176,6 +196,11 @@ mod tests {
             "mailramp_warmup_limit_recipients 1281",
             "mailramp_warmup_sent_recipients 1017",
             "mailramp_warmup_tokens 0",
+            "mailramp_warmup_paused 0",
+            "mailramp_warmup_provider_limit_recipients{provider=\"all\"} 1281",
+            "mailramp_warmup_provider_limit_recipients{provider=\"microsoft\"} 269",
+            "mailramp_warmup_provider_sent_recipients{provider=\"google\"} 470",
+            "mailramp_warmup_provider_sent_recipients{provider=\"apple\"} 0",
             "mailramp_clock_trusted 1",
             "mailramp_queue_messages{state=\"held\"} 12",
             "mailramp_queue_oldest_message_timestamp_seconds{state=\"ready\"} 0",
@@ -185,6 +210,8 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
+        let without_lane = metrics.mirrored.warmup_provider_limit_recipients.of(Provider::Apple).get();
+        assert_eq!(without_lane, f64::INFINITY);
     }
 
     #[test]
@@ -196,6 +223,19 @@ mod tests {
         mirror(&metrics, &snapshot);
         let up = &metrics.mirrored.upstream_up;
         assert_eq!((up.of(Route::New).get(), up.of(Route::Legacy).get()), (0, 1));
+    }
+
+    #[test]
+    fn a_pause_is_seen_and_takes_nothing_from_a_ramp_that_is_done() {
+        let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
+        let mut snapshot = fake::snapshot();
+        let pause = api::PauseStatus { since: snapshot.now, actor: 0, reason: "complaints".into() };
+        snapshot.warmup.state = api::DayState::Paused { reason: pause.reason.clone() };
+        snapshot.warmup.limit = None;
+        snapshot.pause = Some(pause);
+        mirror(&metrics, &snapshot);
+        let gauges = &metrics.mirrored;
+        assert_eq!((gauges.warmup_paused.get(), gauges.warmup_complete.get()), (1, 1));
     }
 
     #[test]
@@ -211,7 +251,7 @@ mod tests {
     fn a_complete_ramp_has_an_infinite_limit_and_no_number_that_is_none() {
         let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
         let mut snapshot = fake::snapshot();
-        snapshot.warmup.state = DayState::Complete;
+        snapshot.warmup.state = api::DayState::Complete;
         snapshot.warmup.limit = None;
         snapshot.warmup.tokens = None;
         mirror(&metrics, &snapshot);

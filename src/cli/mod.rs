@@ -3,6 +3,7 @@
 //! Commands that speak to the running relay find its socket in the configured data directory. They write to standard
 //! output what was asked for, to standard error what went wrong and what to do about it.
 
+pub mod audit;
 pub mod backup;
 pub mod by_hand;
 pub mod config;
@@ -33,7 +34,7 @@ pub const CONFIG_PLACES: [&str; 2] = ["./mailramp.toml", "/etc/mailramp/mailramp
 /// Exit codes (after `sysexits.h` where it has one).
 pub mod exit {
     pub const OK: u8 = 0;
-    /// A check whose verdict is no.
+    /// A check whose verdict is no; a change that would change nothing.
     pub const NEGATIVE: u8 = 1;
     pub const USAGE: u8 = 2;
     /// The relay does not run, or not for us.
@@ -77,9 +78,11 @@ pub enum Command {
     Run(run::Options),
     /// How far the ramp is, on one screen
     Status(status::Options),
-    /// Change what the ramp goes by
+    /// The ramp's lanes and days; pause it, set its day, put brakes on and take them off
     #[command(subcommand)]
     Warmup(warmup::Warmup),
+    /// Who changed what, when and why
+    Audit(audit::Options),
     /// Look at the streams; move one to another way, now or at a set time
     #[command(subcommand)]
     Streams(streams::Streams),
@@ -152,6 +155,7 @@ pub fn run(
         Command::Config(options) => config::command(options, &mut context),
         Command::Status(options) => status::run(options, &mut context),
         Command::Warmup(command) => warmup::run(command, &mut context),
+        Command::Audit(options) => audit::run(options, &mut context),
         Command::Streams(command) => streams::run(command, &mut context),
         Command::Queue(command) => queue::run(command, &mut context),
         Command::Backup(options) => backup::run(options, &mut context),
@@ -235,6 +239,7 @@ fn explained(error: &CallError) -> Failure {
         CallError::Unreachable { .. } => exit::UNREACHABLE,
         CallError::Garbled(_) | CallError::Failed(_) => exit::IO,
         CallError::Refused(_) => exit::USAGE,
+        CallError::NoChange(_) => exit::NEGATIVE,
     };
     let remedy = match error {
         CallError::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -295,7 +300,7 @@ mod tests {
         };
 
         let (code, out, _) = said(&["status"]).await;
-        assert_eq!((code, out.lines().count()), (0, 7), "{out}");
+        assert_eq!((code, out.lines().count()), (0, 9), "{out}");
         let (code, out, _) = said(&["status", "--json"]).await;
         let value: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, &value["warmup"]["state"]["name"]), (0, &serde_json::json!("ramping")));
@@ -321,6 +326,32 @@ mod tests {
         assert_eq!(steps(), 3, "a dry run changes nothing");
         let (code, ..) = said(&["queue", "drop", "--all", "--id", "01k5y7q2m8r4"]).await;
         assert_eq!((code, steps()), (2, 3), "all and some contradict each other");
+
+        let changes = || backend.changes.lock().unwrap().len();
+        let set_day = &["warmup", "set-day", "5", "--reason", "too fast"];
+        let (code, out, _) = said(set_day).await;
+        assert!(code == 0 && out.starts_with("would be set to day 5:") && changes() == 0, "{out}");
+        let (code, out, _) = said(&["warmup", "set-day", "5", "--reason", "too fast", "--yes"]).await;
+        assert!(code == 0 && out.starts_with("set to day 5:") && changes() == 1, "{out}");
+        let (code, _, errors) = said(&["warmup", "resume", "--reason", "mended"]).await;
+        assert_eq!((code, errors.as_str()), (1, "mailramp: new is not paused\n"));
+        for arguments in [
+            &["warmup", "pause", "--reason", "complaints"][..],
+            &["warmup", "resume", "--reason", "mended"],
+            &["warmup", "brakes", "set", "microsoft", "--for", "2h", "--reason", "complaints"],
+            &["warmup", "brakes", "release", "microsoft", "--reason", "mended"],
+        ] {
+            let before = changes();
+            let (code, out, errors) = said(arguments.to_vec().leak()).await;
+            assert_eq!((code, errors.as_str(), changes()), (0, "", before + 1), "{arguments:?}: {out}");
+        }
+        let (code, out, _) = said(&["warmup", "brakes"]).await;
+        assert!(code == 0 && out.starts_with("microsoft  suspended until 18:40"), "{out}");
+        let (code, out, _) = said(&["warmup", "status", "--json"]).await;
+        let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &value["lanes"][2]["brake"]["level"]), (0, &serde_json::json!("suspended")));
+        let (code, out, _) = said(&["audit", "--since", "2h"]).await;
+        assert_eq!((code, out.lines().count()), (0, 3), "two of three entries are so young: {out}");
 
         let (code, out, _) = said(&["streams", "list"]).await;
         assert!(code == 0 && out.starts_with("STREAM ") && out.contains("default: ramp by the settings"), "{out}");
@@ -358,7 +389,16 @@ mod tests {
         let refused: DataDirOf = |_| Err("x.toml:3:1  unknown key".into());
         let asked = arguments(&["mailramp", "status", "--config", "x.toml"]);
         assert_eq!(run(asked, refused, false, false, &mut out, &mut errors), 78);
-        for list in [&["mailramp", "fly"][..], &["mailramp", "queue", "list", "--older-than", "soon"], &["mailramp"]] {
+        for list in [
+            &["mailramp", "fly"][..],
+            &["mailramp", "queue", "list", "--older-than", "soon"],
+            &["mailramp", "warmup", "pause"],
+            &["mailramp", "warmup", "pause", "--reason", " "],
+            &["mailramp", "warmup", "set-day", "0", "--reason", "x"],
+            &["mailramp", "warmup", "set-day", "3651", "--reason", "x"],
+            &["mailramp", "warmup", "brakes", "set", "google", "--reason", "x"],
+            &["mailramp"],
+        ] {
             assert_eq!(run(arguments(list), refused, false, false, &mut out, &mut errors), 2, "{list:?}");
         }
         assert!(out.is_empty());

@@ -99,7 +99,7 @@ impl Filter {
 }
 
 /// Seconds; a number with s, m, h or d.
-fn duration(text: &str) -> Result<u64, String> {
+pub(super) fn duration(text: &str) -> Result<u64, String> {
     let wrong = || "a time is a whole number with s, m, h or d, such as 15m".to_string();
     let unit = match text.as_bytes().last() {
         Some(b's') => 1,

@@ -4,10 +4,15 @@ use std::fmt::Write;
 
 use super::text::{self, Paint, count, span};
 use super::{Context, Failure};
-use crate::admin::api::{Answer, Command, DayState, OldestHeld, QueueTotals, RouteStatus, Snapshot};
+use crate::admin::api::{
+    Answer, BrakeWord, Command, DayState, LaneStatus, OldestHeld, QueueTotals, RouteStatus, Snapshot,
+};
+use crate::admin::warmup::TOTAL;
 use crate::log::printable;
 
 const BAR_WIDTH: usize = 20;
+/// Of 26 characters each.
+const PROVIDERS_A_LINE: usize = 3;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -31,6 +36,7 @@ pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
     dry_run(&mut out, snapshot, paint);
     headline(&mut out, snapshot, paint);
     today(&mut out, snapshot, paint);
+    providers(&mut out, snapshot, paint);
     for (name, route) in [("new", &snapshot.new), ("legacy", &snapshot.legacy)] {
         out.push_str(&route_line(name, route, paint));
     }
@@ -165,7 +171,11 @@ fn headline(out: &mut String, snapshot: &Snapshot, paint: Paint) {
             let _ = writeln!(out, "{} {}", paint.bad(&format!("stalled ({}):", reason.text())), printable(advice));
         }
         DayState::Paused { reason } => {
-            let _ = writeln!(out, "{} {}", paint.warn("paused:"), printable(reason));
+            let who = snapshot.pause.as_ref().map_or(String::new(), |pause| {
+                let ago = span(snapshot.now.since(pause.since).as_secs());
+                format!(" (by {}, {ago} ago; `mailramp warmup resume` ends it)", text::user(pause.actor))
+            });
+            let _ = writeln!(out, "{} {}{who}", paint.warn("paused:"), printable(reason));
         }
         DayState::Ample => {
             out.push_str("today's mail fits the limit: nothing overflows, moving the next stream ramps on\n")
@@ -185,6 +195,34 @@ fn today(out: &mut String, snapshot: &Snapshot, paint: Paint) {
         let _ = write!(out, "   {}", oldest(held, snapshot));
     }
     out.push('\n');
+}
+
+/// The lanes that have something to do, three to a line, and those that are braked, each with its reason.
+fn providers(out: &mut String, snapshot: &Snapshot, paint: Paint) {
+    let (zone, _) = text::zone(&snapshot.warmup.zone);
+    let (open, braked): (Vec<&LaneStatus>, Vec<_>) =
+        snapshot.lanes.iter().partition(|lane| lane.brake.level == BrakeWord::Open);
+    let busy = |lane: &&&LaneStatus| lane.provider != TOTAL && lane.used + lane.offered > 0;
+    let cells: Vec<String> = open.iter().filter(busy).map(|lane| format!("{} ok", used(lane))).collect();
+    for line in cells.chunks(PROVIDERS_A_LINE) {
+        let line: String = line.iter().map(|cell| format!("{cell:<26}")).collect();
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    for lane in braked {
+        let brake = &lane.brake;
+        let word = match (brake.level, brake.until) {
+            (BrakeWord::Slow, Some(at)) => format!("SLOW until {}", text::local(at, &zone, "%H:%M")),
+            (_, Some(at)) => format!("BRAKE until {}", text::local(at, &zone, "%H:%M")),
+            (_, None) => "BRAKE until it is released".into(),
+        };
+        let _ = writeln!(out, "{} {} ({})", used(lane), paint.bad(&word), printable(&brake.reason));
+    }
+}
+
+/// `google    471/590`
+fn used(lane: &LaneStatus) -> String {
+    let limit = lane.limit.map_or("no limit".into(), count);
+    format!("{:<9} {}/{limit}", printable(&lane.provider), count(lane.used))
 }
 
 fn oldest(held: &OldestHeld, snapshot: &Snapshot) -> String {
@@ -226,6 +264,8 @@ mod tests {
 
     const REST: &str = "            new      legacy   held   feedback: SMTP replies of new only
 today     1,019       8,402     12   oldest held 1h12 (digest, max wait 4h, then legacy)
+google    471/590 ok      yahoo     81/102 ok       other     253/320 ok
+microsoft 214/269 BRAKE until 18:40 (451 4.7.650 x14)
 new       up     3 connections
 legacy    up     5 connections
 queue     12 held  0 ready  3 deferred  1 in flight   145 kB   oldest 2h03
@@ -333,7 +373,7 @@ until then nothing leaves by new: legacy takes it, or it waits
             s.queue.paused.messages = 1;
             s.queue.quarantined.messages = 2;
         });
-        let lines: Vec<&str> = text.lines().skip(6).collect();
+        let lines: Vec<&str> = text.lines().skip(8).collect();
         assert!(lines[0].starts_with("paused    1 message came back") && lines[0].contains("--state paused"), "{text}");
         assert!(lines[1].starts_with("damaged   2 messages on disk") && lines[2].starts_with("spool  "), "{text}");
     }

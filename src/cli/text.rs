@@ -52,6 +52,11 @@ pub fn counted(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
+/// `root`, `uid 1000`: a user of this machine.
+pub fn user(id: u32) -> String {
+    if id == 0 { "root".into() } else { format!("uid {id}") }
+}
+
 /// `41 s`, `52 min`, `1h12`, `4h`, `3 d`: two significant parts at most, rounded down.
 pub fn span(seconds: u64) -> String {
     const HOUR: u64 = 3_600;

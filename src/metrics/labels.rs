@@ -138,6 +138,15 @@ labels! {
         Reroute = "reroute",
         Drop = "drop",
     }
+    /// What operators tell the ramp.
+    WarmupAction {
+        Pause = "pause",
+        Resume = "resume",
+        SetDay = "set_day",
+        BrakeSet = "brake_set",
+        BrakeRelease = "brake_release",
+        AcceptClock = "accept_clock",
+    }
     /// What an operator did to a stream.
     StreamAction {
         Move = "move",

@@ -9,17 +9,19 @@ use arc_swap::ArcSwap;
 
 use super::dry_run::DryRun;
 use super::gate::WarmupGate;
+use super::lanes;
 use super::reload::{LiveGate, LiveRoutes};
 use crate::admin::api::{
-    ClockAnswer, ClockStatus, DayState, OldestHeld, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals,
-    RouteStatus, Selection, ShownMessage, Snapshot, SpoolStatus, StallReason, StateTotals, StepAnswer, Today, Warmup,
+    AuditPage, BrakeWord, ChangeAnswer, ChangeOrder, ClockAnswer, ClockStatus, DayState, DayStatus, LaneStatus,
+    OldestHeld, PauseStatus, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals, RouteStatus, Selection,
+    ShownMessage, Snapshot, SpoolStatus, StateTotals, StepAnswer, Today, Warmup,
 };
 use crate::admin::streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
 use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
-use crate::metrics::Metrics;
-use crate::policy;
+use crate::metrics::{Metrics, WarmupAction};
+use crate::policy::BrakeRules;
 use crate::spool::backup::Holds;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
@@ -66,6 +68,9 @@ pub struct RelayBackend {
 /// What the snapshot needs of the ledger, copied out on the committer's thread.
 struct Numbers {
     warmup: Option<Warmup>,
+    pause: Option<PauseStatus>,
+    lanes: Vec<LaneStatus>,
+    days: Vec<DayStatus>,
     today: Today,
     totals: [Total; SHOWN.len()],
     queued_bytes: u64,
@@ -132,6 +137,9 @@ impl RelayBackend {
             },
             dry_run: self.dry_run.as_ref().map(|dry_run| dry_run.status()),
             warmup: numbers.warmup.ok_or_else(|| BackendError::Unavailable("the first day has not begun".into()))?,
+            pause: numbers.pause,
+            lanes: numbers.lanes,
+            days: numbers.days,
             today: numbers.today,
             oldest_held: oldest[0].as_ref().map(|item| OldestHeld {
                 accepted: item.accepted,
@@ -176,6 +184,7 @@ impl RelayBackend {
     async fn believe_the_clock(&self) -> Result<ClockAnswer, BackendError> {
         match self.spool.accept_clock().await.map_err(unavailable)? {
             Some(moved) => {
+                self.metrics.warmup_admin_actions.of(WarmupAction::AcceptClock).inc();
                 self.routes.current().nudge();
                 Ok(ClockAnswer { moved_seconds: moved / NANOS_PER_SECOND, now: self.clock.now() })
             }
@@ -196,6 +205,9 @@ fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Nu
     let held = ledger.total_of(State::Held);
     Numbers {
         warmup: total.and_then(|_| warmup(gate, ledger, zone, now)),
+        pause: lanes::pause(ledger),
+        lanes: lanes::lanes(gate, &BrakeRules::default(), ledger, now),
+        days: lanes::days(gate, ledger),
         today: Today {
             new: total.map_or(0, |l| l.today.sent),
             legacy: total.map_or(0, |l| l.today.legacy),
@@ -208,7 +220,7 @@ fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Nu
 
 fn status_line(numbers: &Numbers) -> String {
     let held = format!("{} held", numbers.today.held);
-    match &numbers.warmup {
+    let line = match &numbers.warmup {
         None => format!("no day yet, {held}"),
         Some(Warmup { day: Some(day), limit: Some(limit), used, .. }) => {
             format!("day {day}, {used}/{limit} used, {held}")
@@ -216,19 +228,21 @@ fn status_line(numbers: &Numbers) -> String {
         Some(Warmup { day: Some(day), used, .. }) => format!("day {day}, {used} used, no limit, {held}"),
         Some(Warmup { state: DayState::Unlimited, used, .. }) => format!("no ramp, {used} used, {held}"),
         Some(Warmup { used, .. }) => format!("not started, {used} used, {held}"),
-    }
+    };
+    let braked = numbers.lanes.iter().filter(|lane| lane.brake.level != BrakeWord::Open);
+    let brakes = braked.map(|lane| format!(", {} {}", lane.provider, lane.brake.level.text()));
+    let paused = if numbers.pause.is_some() { "PAUSED, " } else { "" };
+    format!("{paused}{line}{}", brakes.collect::<String>())
 }
 
 fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Option<Warmup> {
     let (span, lane) = (ledger.span()?, ledger.lane(LaneId::TOTAL)?);
     let view = gate.view_of_total(ledger, StreamId::DEFAULT, now)?;
-    let state = gate.state(lane);
     let limit = lane.record.limit;
-    let running = gate.rules().filter(|_| state != Some(policy::State::NotStarted));
     let room = view.room(now);
     Some(Warmup {
-        state: state.map_or(DayState::Unlimited, |state| day_state(gate, state)),
-        day: running.map(|_| lane.record.stage + 1),
+        state: lanes::state(gate, ledger, lane),
+        day: lanes::day(gate, &lane.record),
         days_planned: gate.days_planned(),
         limit,
         used: lane.reserved_today(),
@@ -244,26 +258,6 @@ fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Opt
         day_ends: span.ends,
         zone: zone.to_owned(),
     })
-}
-
-fn day_state(gate: &WarmupGate, state: policy::State) -> DayState {
-    match state {
-        policy::State::NotStarted => {
-            let start = gate.rules().and_then(|rules| rules.start);
-            DayState::NotStarted { starts: start.map_or(Timestamp::NEVER, |day| gate.calendar().span(day).starts) }
-        }
-        policy::State::Paused => DayState::Paused { reason: String::new() },
-        policy::State::Ramping => DayState::Ramping,
-        policy::State::Ample => DayState::Ample,
-        policy::State::Complete => DayState::Complete,
-        policy::State::Stalled(reason) => DayState::stalled(match reason {
-            policy::StallReason::WaitTooShort => StallReason::WaitTooShort,
-            policy::StallReason::Share => StallReason::Share,
-            policy::StallReason::Brake => StallReason::Brake,
-            policy::StallReason::Day24h => StallReason::Day,
-            policy::StallReason::Paused => StallReason::Paused,
-        }),
-    }
 }
 
 pub(super) fn unavailable(error: SpoolError) -> BackendError {
@@ -305,6 +299,14 @@ impl Backend for RelayBackend {
         Box::pin(self.believe_the_clock())
     }
 
+    fn change(&self, order: ChangeOrder, actor: u32) -> BoxFuture<'_, Result<ChangeAnswer, BackendError>> {
+        Box::pin(self.changed(order, actor))
+    }
+
+    fn audit(&self, since_seconds: u64) -> BoxFuture<'_, Result<AuditPage, BackendError>> {
+        Box::pin(self.audited(since_seconds))
+    }
+
     fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>> {
         Box::pin(self.stream_page())
     }
@@ -323,5 +325,56 @@ impl Backend for RelayBackend {
 
     fn listeners(&self) -> Vec<ListenerProbe> {
         if self.stopping.is_cancelled() { Vec::new() } else { self.listeners.load().to_vec() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::api::BrakeStatus;
+
+    #[test]
+    fn the_line_for_the_service_manager_says_first_that_it_is_paused_and_last_who_is_braked() {
+        let warmup = Warmup {
+            state: DayState::Ramping,
+            day: Some(9),
+            days_planned: Some(15),
+            limit: Some(1281),
+            used: 1019,
+            sent: 1017,
+            target: Some(12_000),
+            tokens: None,
+            next_token_at: None,
+            pace_per_hour: None,
+            day_ends: Timestamp(0),
+            zone: "UTC".into(),
+        };
+        let lane = |provider: &str, level| LaneStatus {
+            provider: provider.into(),
+            state: DayState::Ramping,
+            day: Some(9),
+            limit: Some(1),
+            used: 0,
+            sent: 0,
+            offered: 0,
+            share: 1.0,
+            brake: BrakeStatus { level, ..BrakeStatus::default() },
+            braked_days: 0,
+        };
+        let mut numbers = Numbers {
+            warmup: Some(warmup),
+            pause: None,
+            lanes: vec![lane("all", BrakeWord::Open), lane("google", BrakeWord::Open)],
+            days: Vec::new(),
+            today: Today { held: 412, ..Today::default() },
+            totals: Default::default(),
+            queued_bytes: 0,
+        };
+        assert_eq!(status_line(&numbers), "day 9, 1019/1281 used, 412 held");
+        numbers.lanes.extend([lane("microsoft", BrakeWord::Suspended), lane("yahoo", BrakeWord::Slow)]);
+        assert_eq!(status_line(&numbers), "day 9, 1019/1281 used, 412 held, microsoft suspended, yahoo slow");
+        numbers.lanes.clear();
+        numbers.pause = Some(PauseStatus { since: Timestamp(0), actor: 0, reason: "x".into() });
+        assert_eq!(status_line(&numbers), "PAUSED, day 9, 1019/1281 used, 412 held");
     }
 }

@@ -9,11 +9,13 @@ pub mod dry_run;
 pub mod front_door;
 pub mod gate;
 pub mod intake;
+mod lanes;
 mod moves;
 pub mod notify;
 mod ourselves;
 mod outlook;
 mod queue;
+mod ramp;
 pub mod reload;
 pub mod streams;
 

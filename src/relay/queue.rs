@@ -141,11 +141,16 @@ impl RelayBackend {
         if !ids {
             selection.ids = Vec::new();
         }
+        selection.job = self.next_job();
+        Ok(selection)
+    }
+
+    /// Names a command of an operator; rises with time.
+    pub(super) fn next_job(&self) -> i64 {
         let now = self.clock.now().0;
         let later = |last: i64| Some(now.max(last + 1));
         let last = self.last_job.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).expect("always some");
-        selection.job = now.max(last + 1);
-        Ok(selection)
+        now.max(last + 1)
     }
 
     pub(super) async fn stepped(&self, step: QueueStep, actor: u32) -> Result<StepAnswer, BackendError> {

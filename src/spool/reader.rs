@@ -65,6 +65,21 @@ impl Count {
     }
 }
 
+/// A command of an operator, as the audit keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audited {
+    /// When its first step was done.
+    pub at: Timestamp,
+    /// User id of who asked.
+    pub actor: u32,
+    /// The word for it.
+    pub action: String,
+    /// What was asked for.
+    pub detail: String,
+    /// What it did to queued mail.
+    pub did: Count,
+}
+
 /// Reads the queue beside the committer.
 pub struct QueueReader {
     data_dir: PathBuf,
@@ -137,6 +152,26 @@ impl QueueReader {
             )
             .optional()
             .map_err(database("looking for the oldest message"))
+    }
+
+    /// What operators did since `since`, oldest first; of more than `most` the newest.
+    pub fn audit(&self, since: Timestamp, most: usize) -> Result<Vec<Audited>, SpoolError> {
+        let connection = self.connection();
+        let sql = "SELECT at, actor, action, detail, items, rcpts, bytes FROM audit WHERE at >= ?1 ORDER BY job DESC LIMIT ?2";
+        let mut statement = connection.prepare_cached(sql).map_err(database("reading the audit"))?;
+        let read = |r: &rusqlite::Row<'_>| {
+            Ok(Audited {
+                at: Timestamp(r.get(0)?),
+                actor: r.get(1)?,
+                action: r.get(2)?,
+                detail: r.get(3)?,
+                did: Count { items: r.get(4)?, recipients: r.get(5)?, bytes: r.get(6)? },
+            })
+        };
+        let newest = statement.query_map(params![since.0, most], read).map_err(database("reading the audit"))?;
+        let mut found: Vec<_> = newest.collect::<rusqlite::Result<_>>().map_err(database("reading the audit"))?;
+        found.reverse();
+        Ok(found)
     }
 
     /// The octets of a stored body. `None`: it is gone, or its file is.

@@ -1,11 +1,25 @@
-//! `mailramp warmup`: what an operator tells the ramp.
+//! `mailramp warmup`: look at the ramp's lanes and days, and tell the ramp something.
+
+mod change;
+mod status;
 
 use super::text::{self, span};
 use super::{Context, Failure};
 use crate::admin::api::{Answer, ClockAnswer, Command};
+use crate::admin::warmup::checked_reason;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Warmup {
+    /// Every lane today, what stops it, and the last days
+    Status(status::Options),
+    /// Nothing leaves by new until it is resumed: what may goes by legacy at once, the rest waits. The day does not count
+    Pause(change::Plain),
+    /// New sends again
+    Resume(change::Plain),
+    /// Put every lane on another sending day: today's limit can only go down by it, tomorrow's follows the curve
+    SetDay(change::SetDay),
+    /// The brakes that are on; put one on by hand, take one off
+    Brakes(change::Brakes),
     /// The machine's clock is right, although it stepped: go by it from now on
     ///
     /// While the clock cannot be right, nothing under a limit leaves by new. It agrees again by itself when it is set
@@ -16,17 +30,25 @@ pub enum Warmup {
 
 #[derive(Debug, clap::Args)]
 pub struct Reason {
-    /// Why, for the log
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
+    /// Why, for the log and the audit: one line of at most 200 characters
+    #[arg(long, value_name = "TEXT", value_parser = checked_reason)]
+    pub(super) reason: String,
 }
 
 pub(super) fn run(command: &Warmup, context: &mut Context<'_>) -> Result<(), Failure> {
-    let Warmup::AcceptClock(Reason { reason }) = command;
-    let Answer::AcceptClock(done) = context.call(Command::AcceptClock { reason: reason.clone() })? else {
-        return Err(Failure::strange_answer());
-    };
-    context.write(&accepted(&done))
+    match command {
+        Warmup::Status(options) => status::run(options, context),
+        Warmup::Pause(plain) => plain.pause(context),
+        Warmup::Resume(plain) => plain.resume(context),
+        Warmup::SetDay(set_day) => set_day.run(context),
+        Warmup::Brakes(brakes) => brakes.run(context),
+        Warmup::AcceptClock(Reason { reason }) => {
+            let Answer::AcceptClock(done) = context.call(Command::AcceptClock { reason: reason.clone() })? else {
+                return Err(Failure::strange_answer());
+            };
+            context.write(&accepted(&done))
+        }
+    }
 }
 
 fn accepted(done: &ClockAnswer) -> String {
