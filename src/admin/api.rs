@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::explain::{ExplainOrder, Explained};
 pub use super::queue::{
     ActionAnswer, LeftAlone, QueueAction, QueueStep, RouteName, Selection, ShownMessage, ShownPart, StepAnswer,
 };
@@ -418,6 +419,7 @@ pub enum Command {
     Audit {
         since_seconds: u64,
     },
+    Explain(ExplainOrder),
     StreamList,
     StreamMove(MoveOrder),
     StreamUndo(UndoOrder),
@@ -450,6 +452,7 @@ pub enum Answer {
     Audit(AuditPage),
     /// Everything is as it was asked to be already; nothing was changed.
     NoChange(String),
+    Explain(Box<Explained>),
     StreamList(StreamPage),
     StreamMove(Box<MoveAnswer>),
     /// The request was not understood or not allowed; asking again does not help.

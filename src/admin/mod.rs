@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod control;
+pub mod explain;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod queue;
@@ -28,6 +29,7 @@ use api::{
     AuditPage, ChangeAnswer, ChangeOrder, ClockAnswer, QueueAction, QueueFilter, QueuePage, QueueStep, Selection,
     ShownMessage, Snapshot, StepAnswer,
 };
+use explain::{ExplainOrder, Explained};
 use streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -66,6 +68,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What operators did in the last `since_seconds`, as far as it is kept.
     fn audit(&self, since_seconds: u64) -> BoxFuture<'_, Result<AuditPage, BackendError>>;
+
+    /// Why a message goes where it goes, or what would happen to one now.
+    fn explain(&self, order: ExplainOrder) -> BoxFuture<'_, Result<Explained, BackendError>>;
 
     /// Every stream, and where its mail goes.
     fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>>;

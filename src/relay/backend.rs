@@ -16,6 +16,7 @@ use crate::admin::api::{
     OldestHeld, PauseStatus, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals, RouteStatus, Selection,
     ShownMessage, Snapshot, SpoolStatus, StateTotals, StepAnswer, Today, Warmup,
 };
+use crate::admin::explain::{ExplainOrder, Explained};
 use crate::admin::streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
@@ -305,6 +306,10 @@ impl Backend for RelayBackend {
 
     fn audit(&self, since_seconds: u64) -> BoxFuture<'_, Result<AuditPage, BackendError>> {
         Box::pin(self.audited(since_seconds))
+    }
+
+    fn explain(&self, order: ExplainOrder) -> BoxFuture<'_, Result<Explained, BackendError>> {
+        Box::pin(self.explained(order))
     }
 
     fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>> {

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod dry_run;
+mod explain;
 pub mod front_door;
 pub mod gate;
 pub mod intake;

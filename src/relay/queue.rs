@@ -208,7 +208,7 @@ impl RelayBackend {
         }
     }
 
-    fn filter(&self, filter: &QueueFilter) -> Result<ItemFilter, BackendError> {
+    pub(super) fn filter(&self, filter: &QueueFilter) -> Result<ItemFilter, BackendError> {
         let stream = match &filter.stream {
             None => None,
             Some(name) => {
@@ -334,7 +334,7 @@ fn stored_state(state: ItemState) -> State {
     STATES.into_iter().find(|(shown, _)| *shown == state).expect("every state is listed").1
 }
 
-fn shown_state(state: State) -> ItemState {
+pub(super) fn shown_state(state: State) -> ItemState {
     STATES.into_iter().find(|(_, stored)| *stored == state).expect("every state is listed").0
 }
 
