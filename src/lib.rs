@@ -26,7 +26,7 @@
 //! 3. Every accepted recipient ends in exactly one state: relayed, failed (with a report), or removed by an operator.
 //! 4. No needless duplicate: only when the answer to the final dot was lost; then the retry keeps its route.
 //! 5. The application never pays for the limit: over quota is no error to it.
-//! 6. Unchanged: octets leave as they came, under one added `Received:` line.
+//! 6. Unchanged: octets leave as they came, under one added `Received:` line; only a tag that is for us is taken out.
 //! 7. No open relay, no smuggling, nothing logged or echoed unescaped.
 //!
 //! # Glossary
@@ -35,7 +35,7 @@
 //! * **lane**: one source sending to one mailbox provider; the thing that has a limit. The *total* is a lane too.
 //! * **stage**: how far up the curve a lane has come, counted from 0. **limit**: recipients a lane may send today.
 //! * **pace**: how fast within the day. **ledger**: what was reserved and sent, by quarter-hour and by day.
-//! * **stream**: one kind of the application's mail. **item**: one message × one lane, with its recipients.
+//! * **stream**: one kind of the application's mail. **tag**: the application's own word for it, `X-Mailramp-Stream`. **item**: one message × one lane, with its recipients.
 //! * **claim**: take items for delivery and reserve their tokens, in one transaction. **settle**: write the outcome.
 #![forbid(unsafe_code)]
 

@@ -2,7 +2,8 @@
 //!
 //! `harness` has the bench and a plain gate, `rules` what holds everywhere, `by_hand` what operators do, `restored` what
 //! came back, `clock` what a clock that was wrong may not do, `faults` what a full disk and a crash may not do, `quota`
-//! the ledger's promises, `random` all of it mixed from a seed, `on_disk` what only SQLite and segments have to promise.
+//! the ledger's promises, `random` all of it mixed from a seed, `standing` what was told and
+//! stands, `on_disk` what only SQLite and segments have to promise.
 
 #[path = "spool_conformance/harness.rs"]
 mod harness;
@@ -35,3 +36,5 @@ mod random;
 mod restored;
 #[path = "spool_conformance/rules.rs"]
 mod rules;
+#[path = "spool_conformance/standing.rs"]
+mod standing;

@@ -103,6 +103,8 @@ struct News {
     expired: Vec<Claimed>,
     /// Every time told before is off.
     clock_moved: bool,
+    /// Streams are served in this order from here on.
+    order: Option<Vec<StreamId>>,
     /// Claimed for connections that died in between.
     stranded: Vec<Claimed>,
 }
@@ -226,7 +228,10 @@ impl Dispatcher {
             self.keep_house(schedule).await?;
             let mut claimed = 0;
             for (queue, streams) in schedule.due(self.clock.now()) {
-                claimed += self.serve(queue, streams, schedule).await?;
+                // What was asked for before may have shut the line.
+                if schedule.is_open(queue, streams[0]) {
+                    claimed += self.serve(queue, streams, schedule).await?;
+                }
             }
             if claimed == 0 {
                 break;
@@ -244,6 +249,9 @@ impl Dispatcher {
     async fn hear_news(self: &Arc<Self>, schedule: &mut Schedule) -> Result<(), SpoolError> {
         let news = std::mem::take(&mut *lock(&self.news));
         schedule.touched(news.touched, news.wake);
+        if let Some(order) = news.order {
+            schedule.serve_in(order);
+        }
         if news.clock_moved {
             schedule.clock_moved();
         }
@@ -463,5 +471,8 @@ impl Outlet for Dispatcher {
 
     fn committed(&self, done: &Done, took: Duration) {
         account::of_commit(&self.metrics, done, took);
+        if let Some(order) = &done.order {
+            self.tell_news(|news| news.order = Some(order.clone()));
+        }
     }
 }

@@ -16,6 +16,8 @@ pub struct Schedule {
     heads: BTreeMap<(Queue, StreamId), Timestamp>,
     /// The lane refused this stream, and so all that come after it, until then.
     blocked: BTreeMap<Queue, (usize, Timestamp)>,
+    /// How much of its limit each lane had used when it was asked last, in thousandths.
+    used: BTreeMap<Queue, u64>,
     housekeeping: Option<Timestamp>,
 }
 
@@ -55,21 +57,38 @@ impl Schedule {
         self.housekeeping = Some(Timestamp(i64::MIN));
     }
 
-    /// Lines with something to claim at `now`, and the streams to ask for, in order.
+    /// Streams are served in this order from here on.
+    pub fn serve_in(&mut self, order: Vec<StreamId>) {
+        // Who is shut out behind whom was said in the old order.
+        self.blocked.clear();
+        self.order = order;
+    }
+
+    /// Lines with something to claim at `now`, and the streams to ask for: by the order of the streams, and of several
+    /// lanes the least used one first. Neighbours of one line come together.
     pub fn due(&mut self, now: Timestamp) -> Vec<(Queue, Vec<StreamId>)> {
         self.blocked.retain(|_, (_, until)| *until > now);
-        let mut lines: BTreeMap<Queue, Vec<(usize, StreamId)>> = BTreeMap::new();
+        let mut found: Vec<(usize, u64, Queue, StreamId)> = Vec::new();
         for (&(queue, stream), due) in &self.heads {
             let rank = self.rank(stream);
             if *due <= now && self.blocked.get(&queue).is_none_or(|(first, _)| rank < *first) {
-                lines.entry(queue).or_default().push((rank, stream));
+                found.push((rank, self.used.get(&queue).copied().unwrap_or(0), queue, stream));
             }
         }
-        let in_order = |mut streams: Vec<(usize, StreamId)>| {
-            streams.sort_unstable();
-            streams.into_iter().map(|(_, stream)| stream).collect()
-        };
-        lines.into_iter().map(|(queue, streams)| (queue, in_order(streams))).collect()
+        found.sort_unstable();
+        let mut lines: Vec<(Queue, Vec<StreamId>)> = Vec::new();
+        for (.., queue, stream) in found {
+            match lines.last_mut() {
+                Some((last, streams)) if *last == queue => streams.push(stream),
+                _ => lines.push((queue, vec![stream])),
+            }
+        }
+        lines
+    }
+
+    /// The line has not refused this stream, nor one before it.
+    pub fn is_open(&self, queue: Queue, stream: StreamId) -> bool {
+        self.blocked.get(&queue).is_none_or(|(first, _)| self.rank(stream) < *first)
     }
 
     /// What a claim has found.
@@ -80,6 +99,7 @@ impl Schedule {
                 None => drop(self.heads.remove(&(queue, *stream))),
             }
         }
+        self.used.insert(queue, answer.used_permille);
         if let Some((stream, until)) = answer.blocked {
             self.blocked.insert(queue, (self.rank(stream), until));
         }
@@ -147,6 +167,26 @@ mod tests {
     }
 
     #[test]
+    fn an_urgent_stream_goes_first_on_every_lane_and_the_least_used_lane_before_the_others() {
+        let [google, yahoo] = [Queue::New(LaneId(1)), Queue::New(LaneId(3))];
+        let mut s = schedule(&[(google, BULK, 0), (google, URGENT, 0), (yahoo, BULK, 0), (yahoo, URGENT, 0)]);
+        s.claimed(google, &ClaimAnswer { used_permille: 700, ..ClaimAnswer::default() });
+        let order = [(yahoo, vec![URGENT]), (google, vec![URGENT]), (yahoo, vec![BULK]), (google, vec![BULK])];
+        assert_eq!(s.due(at(1)), order);
+        s.claimed(yahoo, &ClaimAnswer { blocked: Some((URGENT, at(60))), ..ClaimAnswer::default() });
+        assert!(!s.is_open(yahoo, URGENT) && !s.is_open(yahoo, BULK) && s.is_open(google, BULK));
+        assert_eq!(s.due(at(1)), [(google, vec![URGENT, BULK])], "neighbours of one line are asked together");
+    }
+
+    #[test]
+    fn a_stream_that_was_moved_to_the_front_is_not_shut_out_by_those_it_has_passed() {
+        let mut s = schedule(&[(LANE, BULK, 0), (LANE, URGENT, 0)]);
+        s.claimed(LANE, &ClaimAnswer { blocked: Some((URGENT, at(60))), ..ClaimAnswer::default() });
+        s.serve_in(vec![BULK, URGENT]);
+        assert_eq!(s.due(at(1)), [(LANE, vec![BULK, URGENT])]);
+    }
+
+    #[test]
     fn a_lane_that_refused_a_stream_is_left_alone_by_it_and_those_after_it_but_not_by_those_before() {
         let mut s = schedule(&[(LANE, BULK, 0)]);
         s.claimed(LANE, &ClaimAnswer { blocked: Some((BULK, at(60))), ..ClaimAnswer::default() });
@@ -174,14 +214,14 @@ mod tests {
         s.claimed(other, &ClaimAnswer { blocked: Some((URGENT, at(86_400))), ..ClaimAnswer::default() });
         assert_eq!(s.due(at(1)), []);
         s.refunded(LANE);
-        assert_eq!(s.due(at(1)), [(LANE, vec![BULK]), (other, vec![URGENT])]);
+        assert_eq!(s.due(at(1)), [(other, vec![URGENT]), (LANE, vec![BULK])]);
     }
 
     #[test]
     fn a_claim_corrects_the_hint_and_an_empty_line_is_forgotten() {
         let mut s = schedule(&[(LANE, BULK, 0), (LANE, URGENT, 0)]);
         let next_due = vec![(URGENT, None), (BULK, Some(at(7)))];
-        s.claimed(LANE, &ClaimAnswer { items: 3, next_due, blocked: None });
+        s.claimed(LANE, &ClaimAnswer { items: 3, next_due, ..ClaimAnswer::default() });
         assert_eq!(s.due(at(6)), []);
         assert_eq!(s.wake_at(at(0), |_| true), Some(at(7)));
     }

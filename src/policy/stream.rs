@@ -49,12 +49,25 @@ pub struct StreamRules {
     /// Part of a lane's daily limit this stream may use, above 0 and up to 1. `None`: all of it.
     pub max_share: Option<f64>,
     pub overflow: Overflow,
+    /// `max_wait = "auto"`: the longest wait follows from when its mail comes, see [`auto_max_wait`]. Without meaning
+    /// unless `overflow` is [`Overflow::HoldThenLegacy`].
+    pub auto_wait: bool,
 }
 
 impl StreamRules {
     /// What the policy really is: a stream on route `new` holds, whatever it says.
     pub fn overflow(&self) -> Overflow {
         if self.route == StreamRoute::New { Overflow::Hold } else { self.overflow }
+    }
+
+    /// The same stream with the longest wait that `"auto"` comes to.
+    pub fn waiting(self, auto: impl FnOnce() -> Duration) -> Self {
+        match self.overflow {
+            Overflow::HoldThenLegacy { .. } if self.auto_wait => {
+                StreamRules { overflow: Overflow::HoldThenLegacy { max_wait: auto() }, ..self }
+            }
+            _ => self,
+        }
     }
 
     /// The order in which streams are served and kept for: priority, and before all of them those on route `new`.
@@ -77,7 +90,13 @@ impl StreamRules {
 /// The stream of all mail that no configured one matches.
 impl Default for StreamRules {
     fn default() -> Self {
-        StreamRules { route: StreamRoute::Ramp, priority: 50, max_share: None, overflow: Overflow::default() }
+        StreamRules {
+            route: StreamRoute::Ramp,
+            priority: 50,
+            max_share: None,
+            overflow: Overflow::default(),
+            auto_wait: false,
+        }
     }
 }
 

@@ -242,7 +242,7 @@ fn warmup(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Opt
     let limit = lane.record.limit;
     let room = view.room(now);
     Some(Warmup {
-        state: lanes::state(gate, ledger, lane),
+        state: lanes::state(gate, ledger, lane, now),
         day: lanes::day(gate, &lane.record),
         days_planned: gate.days_planned(),
         limit,

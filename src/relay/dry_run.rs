@@ -212,7 +212,7 @@ impl DryRun {
                 }
             }
             let before = items_in(spool.ledger());
-            let streams = self.gate.current().order();
+            let streams = self.gate.current().order_now(spool.ledger(), now);
             let claims =
                 queues.into_iter().map(|queue| Claim { queue, streams: streams.clone(), most_items: STEP_ITEMS });
             let chores =
@@ -329,6 +329,10 @@ impl Gate for Real<'_> {
 
     fn gives_back(&self, ledger: &Ledger, lane: LaneId, stream: StreamId, now: Timestamp) -> Option<Reason> {
         self.0.gives_back(ledger, lane, stream, now)
+    }
+
+    fn watches_bursts(&self, stream: StreamId) -> bool {
+        self.0.watches_bursts(stream)
     }
 
     fn set_day(&self, ledger: &Ledger, stage: u32, now: Timestamp) -> Vec<SetLane> {

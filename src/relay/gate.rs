@@ -1,51 +1,90 @@
 //! The policy as the spool asks for it: fills the ledger's numbers into the rules, and writes nothing.
 //!
-//! One lane for everything as long as `providers = "off"`: the total. The lane of the recipients and the total are
-//! looked at apart all the same, so that more lanes need nothing but their records.
+//! Every recipient's lane and the total are looked at apart: with `providers = "off"` the total is the only lane.
+//! [`lanes`] says what each lane is allowed on a day, `view` how a stream sees a lane at a moment.
 
+pub mod lanes;
+mod view;
+
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::message::{Day, DayRecord, DaySpan, LaneId, LaneRecord, Queue, Reason, StreamId, Timestamp};
+use crate::message::{Day, DaySpan, LaneId, Queue, Reason, Recipient, StreamId, StreamWay, Timestamp};
 use crate::policy::{
-    self, AtDeadline, Boundary, Bounds, Calendar, Closed, LaneView, Outlook, Pace, Rules, State, StreamRules, admit,
+    self, AtDeadline, Bounds, BrakeRules, Calendar, LaneView, Lanes, Outlook, Rules, State, StreamRules, admit,
 };
 use crate::spool::ledger::LaneLedger;
-use crate::spool::{Admission, Ask, Gate, Grant, Ledger, Turn};
+use crate::spool::{Admission, Ask, Gate, Grant, Ledger, SetLane, Turn};
+use lanes::GAP_DAYS;
 
 /// Mail that found its token at once but no connection: how long it may look for one before the legacy server takes it.
 /// Longer waits are kept to the second.
 const CONNECTION_GRACE: Duration = Duration::from_secs(10);
-/// Days nobody saw that are turned one by one; older ones are out of every memory.
-const GAP_DAYS: i32 = 40;
 /// Stages looked at for the number of days to the target.
 const STAGES_MAX: u32 = 3650;
 const WEEK_DAYS: i32 = 7;
-/// A clock in doubt may agree at any time: how soon a lane that it shuts is worth another look.
-const CLOCK_LOOK: Duration = Duration::from_secs(5);
-/// After midnight an hour may still reach into yesterday, with yesterday's pace.
-const PACE_CHANGES: Duration = Duration::from_secs(3600);
+
+/// Knows whose mail servers a recipient's domain has. Asked while the spool holds its transaction: must not wait.
+pub trait Directory: Send + Sync {
+    /// The recipient's lane; `None`: not known yet.
+    fn lane_of(&self, recipient: &Recipient) -> Option<LaneId>;
+}
 
 /// The warm-up as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct WarmupGate {
     /// `None`: no warm-up, nothing is limited.
     rules: Option<Rules>,
     calendar: Calendar,
     /// By stream id.
     streams: Vec<StreamRules>,
+    lanes: Lanes,
+    brake: BrakeRules,
+    directory: Option<Arc<dyn Directory>>,
     life: Option<Duration>,
 }
 
+impl fmt::Debug for WarmupGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WarmupGate { rules, calendar, streams, lanes, brake, life, directory: _ } = self;
+        f.debug_struct("WarmupGate")
+            .field("rules", rules)
+            .field("calendar", calendar)
+            .field("streams", streams)
+            .field("lanes", lanes)
+            .field("brake", brake)
+            .field("life", life)
+            .finish_non_exhaustive()
+    }
+}
+
 impl WarmupGate {
-    /// `streams` by id, the last resort first; at least one.
+    /// One lane for all. `streams` by id, the last resort first; at least one.
     pub fn new(rules: Option<Rules>, calendar: Calendar, streams: Vec<StreamRules>) -> Self {
         assert!(!streams.is_empty(), "there is always the stream of last resort");
-        WarmupGate { rules, calendar, streams, life: None }
+        let (lanes, brake, directory, life) = (Lanes::Off, BrakeRules::default(), None, None);
+        WarmupGate { rules, calendar, streams, lanes, brake, directory, life }
     }
 
     /// The same, for mail that waits for a server at most so long.
     pub fn with_life(self, life: Duration) -> Self {
         WarmupGate { life: Some(life), ..self }
+    }
+
+    /// The same with lanes for providers.
+    pub fn with_lanes(self, lanes: Lanes) -> Self {
+        WarmupGate { lanes, ..self }
+    }
+
+    /// The same with other rules for brakes.
+    pub fn with_brake(self, brake: BrakeRules) -> Self {
+        WarmupGate { brake, ..self }
+    }
+
+    /// The same; recipients whose lane is known better by now are moved when they are claimed.
+    pub fn with_directory(self, directory: Arc<dyn Directory>) -> Self {
+        WarmupGate { directory: Some(directory), ..self }
     }
 
     /// The settings of the ramp.
@@ -58,11 +97,19 @@ impl WarmupGate {
         &self.calendar
     }
 
-    /// Streams in the order in which they are served.
+    /// How brakes behave.
+    pub fn brake_rules(&self) -> &BrakeRules {
+        &self.brake
+    }
+
+    /// Streams in the order in which they are served, as far as the settings say.
     pub fn order(&self) -> Vec<StreamId> {
-        let mut ids: Vec<StreamId> = (0..self.streams.len() as u8).map(StreamId).collect();
-        ids.sort_by_key(|id| std::cmp::Reverse(self.configured(*id).rank()));
-        ids
+        self.in_order(|id| self.configured(id).rank())
+    }
+
+    /// The same with the moves that are in force.
+    pub fn order_now(&self, ledger: &Ledger, now: Timestamp) -> Vec<StreamId> {
+        self.in_order(|id| self.rank(ledger, id, now))
     }
 
     /// Sending days from the start to the target.
@@ -71,20 +118,39 @@ impl WarmupGate {
         (0..STAGES_MAX).find(|stage| rules.curve.at(*stage) >= rules.target as f64).map(|stage| stage + 1)
     }
 
-    /// What the lane's day is called.
-    pub fn state(&self, lane: &LaneLedger) -> Option<State> {
+    /// What the lane's day is called at `now`.
+    pub fn state(&self, ledger: &Ledger, lane: &LaneLedger, now: Timestamp) -> Option<State> {
         let today = lane.today;
         let week = lane.history.iter().filter(|r| today.day.0 - r.day.0 <= WEEK_DAYS).chain([&today]);
         let peak = week.map(|r| r.offered).max().unwrap_or(0);
-        let refusals = policy::Refusals { braked: lane.today.braked, ..Default::default() };
-        let state = self.rules.as_ref()?.state(&lane.record, peak, false, refusals);
+        let refusals = self.refusals(ledger, lane, now);
+        let state = self.rules.as_ref()?.state(&lane.record, peak, ledger.pause().is_some(), refusals);
         // Before the first mail nobody knows what would be enough.
         Some(if state == State::Ample && peak == 0 { State::Ramping } else { state })
     }
 
+    /// What keeps mail from leaving, for the reason of a stall.
+    fn refusals(&self, ledger: &Ledger, lane: &LaneLedger, now: Timestamp) -> policy::Refusals {
+        let yesterday = lane.history.back();
+        let braked = lane.today.braked || yesterday.is_some_and(|day| day.braked);
+        let mut refusals = policy::Refusals { paused: ledger.pause().is_some(), braked, ..Default::default() };
+        let Some(day) = ledger.span() else { return refusals };
+        for id in (0..self.streams.len() as u8).map(StreamId) {
+            let bounds = self.view(ledger, lane, day, id, now).bounds(now);
+            refusals.share |= bounds.share_left == 0 && bounds.room_of_lane() > 0;
+            refusals.day24h |= bounds.left_24h == 0 && bounds.day_left > 0;
+        }
+        refusals
+    }
+
     /// The total as `stream` sees it; `None` before the first day.
     pub fn view_of_total(&self, ledger: &Ledger, stream: StreamId, now: Timestamp) -> Option<LaneView> {
-        Some(self.view(ledger, ledger.lane(LaneId::TOTAL)?, ledger.span()?, stream, now))
+        self.view_of(ledger, LaneId::TOTAL, stream, now)
+    }
+
+    /// A lane as `stream` sees it; `None` before the first day, and for a lane that does not exist.
+    pub fn view_of(&self, ledger: &Ledger, lane: LaneId, stream: StreamId, now: Timestamp) -> Option<LaneView> {
+        Some(self.view(ledger, ledger.lane(lane)?, ledger.span()?, stream, now))
     }
 
     /// The stream as the settings have it. One that they do not know is treated as the last resort.
@@ -92,71 +158,24 @@ impl WarmupGate {
         self.streams.get(usize::from(id.0)).unwrap_or(&self.streams[0])
     }
 
-    /// The stream as it is treated at `now`.
+    /// The stream as it is at `now`: moved, and with the wait that its bursts ask for.
     pub fn stream(&self, ledger: &Ledger, id: StreamId, now: Timestamp) -> StreamRules {
-        let rules = *self.configured(id);
+        let configured = *self.configured(id);
+        let hourly = self.rules.as_ref().map_or(1.0, |rules| rules.hourly);
+        let burst = ledger.burst_of(id);
+        let rules = configured.waiting(|| policy::stream::auto_max_wait(burst.busiest_eight, burst.offered, hourly));
         StreamRules { route: ledger.way_of(id, now).unwrap_or(rules.route), ..rules }
     }
 
-    fn view(&self, ledger: &Ledger, lane: &LaneLedger, day: DaySpan, stream: StreamId, now: Timestamp) -> LaneView {
-        let limit = lane.record.limit;
-        let pace = self.rules.as_ref().and_then(|rules| self.pace(rules, lane, day, now));
-        let open = self.rules.as_ref().map_or(policy::OpenHours::ALWAYS, |r| self.calendar.open_hours(day, r.window));
-        LaneView {
-            limit,
-            // Without a limit there is none that a wrong clock could give out twice.
-            closed: (ledger.clock_is_doubtful() && limit.is_some())
-                .then(|| Closed { until: now.after(CLOCK_LOOK), reason: Reason::Clock }),
-            day,
-            open,
-            pace,
-            // A wrong clock may have stored a time years ahead; that must not shut the lane for years.
-            arrival: pace.map_or(lane.arrival, |pace| pace.clamp(lane.arrival, now)),
-            reserved_today: lane.reserved_today(),
-            limit_24h: self.limit_24h(lane, day, now),
-            reserved_24h: lane.reserved_24h(now),
-            oldest_slot: lane.oldest_slot(now),
-            expected_higher: self.expected_higher(lane, stream, day.day),
-            stream_share: limit.and_then(|limit| self.configured(stream).share_of(limit)),
-            stream_reserved_today: lane.stream_today(stream).reserved,
-        }
+    fn rank(&self, ledger: &Ledger, id: StreamId, now: Timestamp) -> u8 {
+        let configured = self.configured(id);
+        StreamRules { route: ledger.way_of(id, now).unwrap_or(configured.route), ..*configured }.rank()
     }
 
-    fn pace(&self, rules: &Rules, lane: &LaneLedger, day: DaySpan, now: Timestamp) -> Option<Pace> {
-        let pace = rules.pace(lane.record.limit)?;
-        let yesterday = lane.history.back().filter(|_| now.since(day.starts) < PACE_CHANGES);
-        let before = yesterday.and_then(|yesterday| rules.pace(yesterday.limit));
-        Some(before.map_or(pace, |before| pace.no_deeper_than(before)))
-    }
-
-    /// The largest limit of the days that the 97 quarter-hours up to `at` touch; days to come count with today's.
-    fn limit_24h(&self, lane: &LaneLedger, day: DaySpan, at: Timestamp) -> Option<u64> {
-        let mut largest = lane.record.limit?.max(lane.today.limit.unwrap_or(0));
-        let oldest = policy::allowance::oldest_counted(at).start();
-        if oldest < day.starts {
-            let first = self.calendar.day_of(oldest);
-            for record in lane.history.iter().rev().take_while(|record| record.day >= first) {
-                largest = largest.max(record.limit?);
-            }
-        }
-        Some(largest)
-    }
-
-    /// E: what streams of strictly higher rank offered to this lane a week ago, or yesterday if they are younger.
-    fn expected_higher(&self, lane: &LaneLedger, stream: StreamId, today: Day) -> u64 {
-        let rank = self.configured(stream).rank();
-        (0..self.streams.len() as u8)
-            .map(StreamId)
-            .filter(|other| {
-                self.configured(*other).rank() > rank && self.configured(*other).route != policy::StreamRoute::Legacy
-            })
-            .map(|other| {
-                let week_ago = Day(today.0 - WEEK_DAYS);
-                let known = lane.stream_since(other).is_some_and(|since| since <= week_ago);
-                let offered = |day| lane.stream_on(other, day).offered;
-                policy::stream::expected(known.then(|| offered(week_ago)), offered(Day(today.0 - 1)))
-            })
-            .sum()
+    fn in_order(&self, rank: impl Fn(StreamId) -> u8) -> Vec<StreamId> {
+        let mut ids: Vec<StreamId> = (0..self.streams.len() as u8).map(StreamId).collect();
+        ids.sort_by_key(|id| std::cmp::Reverse(rank(*id)));
+        ids
     }
 
     fn at_deadline(
@@ -167,8 +186,9 @@ impl WarmupGate {
         all_lanes: bool,
         deadline: Timestamp,
         day: DaySpan,
+        now: Timestamp,
     ) -> AtDeadline {
-        let rank = self.configured(ask.stream).rank();
+        let rank = self.rank(ledger, ask.stream, now);
         let here = |queue: Queue| match queue {
             Queue::Legacy => false,
             Queue::New(id) => all_lanes || id == ask.lane,
@@ -176,52 +196,8 @@ impl WarmupGate {
         AtDeadline {
             limit_24h: self.limit_24h(lane, day, deadline),
             reserved_24h: lane.reserved_24h(deadline),
-            waiting_ahead: ledger.waiting_recipients(|q, s| here(q) && self.configured(s).rank() >= rank),
+            waiting_ahead: ledger.waiting_recipients(|q, s| here(q) && self.rank(ledger, s, now) >= rank),
             stream_waiting: ledger.waiting_recipients(|q, s| here(q) && s == ask.stream),
-        }
-    }
-
-    /// The records of the day that begins.
-    fn records(&self, ledger: &Ledger, today: Day) -> Vec<LaneRecord> {
-        let record = |rules: &Rules| {
-            let known = ledger.lane(LaneId::TOTAL);
-            let fresh = LaneRecord::unmetered(LaneId::TOTAL);
-            let lane = known.map_or(&fresh, |l| &l.record);
-            let history: Vec<DayRecord> =
-                known.iter().flat_map(|l| l.history.iter().chain([&l.today])).copied().collect();
-            let ended = known.filter(|l| l.today.day < today);
-            let boundary = Boundary {
-                lane,
-                history: &history,
-                asked: ended.map_or(policy::StageStep::None, |l| l.brake.step),
-                set_day: None,
-                share: 1.0,
-                total_complete: false,
-                today,
-            };
-            rules.day_boundary(&boundary)
-        };
-        match &self.rules {
-            Some(rules) => vec![record(rules)],
-            None => {
-                let known = ledger.lane(LaneId::TOTAL).map_or(LaneRecord::unmetered(LaneId::TOTAL), |l| l.record);
-                vec![LaneRecord { limit: None, ..known }]
-            }
-        }
-    }
-
-    /// The settings have changed so that today's record cannot stand: the ramp came, went, or its start moved.
-    fn contradicts(&self, ledger: &Ledger, today: Day) -> bool {
-        let Some(lane) = ledger.lane(LaneId::TOTAL) else { return true };
-        match &self.rules {
-            None => lane.record.limit.is_some(),
-            Some(rules) => {
-                let started = rules.start.is_some_and(|start| start <= today);
-                match lane.record.limit {
-                    None => !lane.record.complete,
-                    Some(limit) => (limit > 0) != started,
-                }
-            }
         }
     }
 }
@@ -231,8 +207,7 @@ impl Gate for WarmupGate {
         let span = match ledger.span() {
             None => self.calendar.span_at(now),
             Some(span) if now < span.ends => {
-                let lanes = || self.records(ledger, span.day);
-                return self.contradicts(ledger, span.day).then(|| Turn { span, lanes: lanes(), braked: Vec::new() });
+                return self.contradicts(ledger, span.day).then(|| self.turn_within(ledger, span, now));
             }
             Some(span) => {
                 let today = self.calendar.day_of(now);
@@ -242,7 +217,7 @@ impl Gate for WarmupGate {
                 DaySpan { ends: fresh.ends.max(Timestamp(span.ends.0 + 1)), ..fresh }
             }
         };
-        Some(Turn { span, lanes: self.records(ledger, span.day), braked: Vec::new() })
+        Some(self.turn_to(ledger, span))
     }
 
     fn life(&self) -> Option<Duration> {
@@ -254,7 +229,7 @@ impl Gate for WarmupGate {
     }
 
     fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission {
-        let stream = self.configured(ask.stream);
+        let stream = self.stream(ledger, ask.stream, now);
         let offered = stream.takes_part();
         let all_new = |reason| Admission {
             new: ask.recipients,
@@ -263,19 +238,19 @@ impl Gate for WarmupGate {
             rest_reason: reason,
             offered,
         };
-        let (Some(_), Some(day)) = (&self.rules, ledger.span()) else { return all_new(Reason::InQuota) };
+        let Some(day) = ledger.span() else { return all_new(Reason::InQuota) };
         let (Some(lane), Some(total)) = (ledger.lane(ask.lane), ledger.lane(LaneId::TOTAL)) else {
             return all_new(Reason::InQuota);
         };
         let deadline = stream.overflow().max_wait().map_or(now, |wait| now.after(wait));
         let lane_view = self.view(ledger, lane, day, ask.stream, now);
-        let lane_then = self.at_deadline(ledger, lane, ask, ask.lane == LaneId::TOTAL, deadline, day);
+        let lane_then = self.at_deadline(ledger, lane, ask, ask.lane == LaneId::TOTAL, deadline, day, now);
         let total_view =
             if ask.lane == LaneId::TOTAL { lane_view } else { self.view(ledger, total, day, ask.stream, now) };
-        let total_then = self.at_deadline(ledger, total, ask, true, deadline, day);
+        let total_then = self.at_deadline(ledger, total, ask, true, deadline, day, now);
         let lane = Outlook { lane: &lane_view, then: lane_then };
         let total = Outlook { lane: &total_view, then: total_then };
-        let admission = admit(stream, ask.recipients, &lane, &total, now);
+        let admission = admit(&stream, ask.recipients, &lane, &total, now);
         let holds = admission.deadline == Timestamp::NEVER;
         Admission {
             new: admission.new,
@@ -292,12 +267,14 @@ impl Gate for WarmupGate {
             // No day has begun: in doubt, wait.
             return Grant::None { until: now.after(CONNECTION_GRACE), stream_only: false };
         };
-        if lane.record.limit.is_none() && total.record.limit.is_none() {
-            return Grant::Unmetered;
-        }
         let lane_view = self.view(ledger, lane, day, ask.stream, now);
         let total_view =
             if ask.lane == LaneId::TOTAL { lane_view } else { self.view(ledger, total, day, ask.stream, now) };
+        let is_shut = |view: &LaneView| view.closed.is_some_and(|closed| now < closed.until);
+        if lane.record.limit.is_none() && total.record.limit.is_none() && !is_shut(&lane_view) && !is_shut(&total_view)
+        {
+            return Grant::Unmetered;
+        }
         let (of_lane, of_total) = (lane_view.bounds(now), total_view.bounds(now));
         let recipients = Bounds::grant(ask.recipients, &of_lane, &of_total);
         if recipients == 0 {
@@ -312,5 +289,38 @@ impl Gate for WarmupGate {
             arrivals.extend(charge(ask.lane, &lane_view));
         }
         Grant::Some { recipients, arrivals }
+    }
+
+    fn gives_back(&self, ledger: &Ledger, lane: LaneId, stream: StreamId, now: Timestamp) -> Option<Reason> {
+        let rules = self.stream(ledger, stream, now);
+        if ledger.move_of(stream, now).is_some() && rules.route == StreamWay::Legacy {
+            return Some(Reason::Manual);
+        }
+        // What holds waits, whatever shuts the lane.
+        rules.overflow().max_wait()?;
+        if ledger.pause().is_some() {
+            return Some(Reason::Paused);
+        }
+        let shut = |id| self.brake_closes(ledger.lane(id)?, now);
+        shut(lane).or_else(|| shut(LaneId::TOTAL)).map(|closed| closed.reason)
+    }
+
+    fn lane_of(&self, recipient: &Recipient) -> Option<LaneId> {
+        match (self.has_provider_lanes(), &self.directory) {
+            (false, _) => Some(LaneId::TOTAL),
+            (true, directory) => directory.as_ref()?.lane_of(recipient),
+        }
+    }
+
+    fn watches_bursts(&self, stream: StreamId) -> bool {
+        self.configured(stream).auto_wait
+    }
+
+    fn order(&self, ledger: &Ledger, now: Timestamp) -> Option<Vec<StreamId>> {
+        Some(self.order_now(ledger, now))
+    }
+
+    fn set_day(&self, ledger: &Ledger, stage: u32, _now: Timestamp) -> Vec<SetLane> {
+        self.lanes_at(ledger, stage)
     }
 }

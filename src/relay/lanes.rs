@@ -40,7 +40,7 @@ pub fn lanes(gate: &WarmupGate, brakes: &BrakeRules, ledger: &Ledger, now: Times
         let record = &lane.record;
         Some(LaneStatus {
             provider: name(id)?.into(),
-            state: state(gate, ledger, lane),
+            state: state(gate, ledger, lane, now),
             day: day(gate, record),
             limit: record.limit,
             used: lane.reserved_today(),
@@ -60,11 +60,11 @@ pub fn day(gate: &WarmupGate, record: &LaneRecord) -> Option<u32> {
 }
 
 /// What kind of day it is for a lane. A pause stands over everything.
-pub fn state(gate: &WarmupGate, ledger: &Ledger, lane: &LaneLedger) -> DayState {
+pub fn state(gate: &WarmupGate, ledger: &Ledger, lane: &LaneLedger, now: Timestamp) -> DayState {
     if let Some(pause) = ledger.pause() {
         return DayState::Paused { reason: pause.reason.clone() };
     }
-    match gate.state(lane) {
+    match gate.state(ledger, lane, now) {
         None => DayState::Unlimited,
         Some(policy::State::NotStarted) => {
             let start = gate.rules().and_then(|rules| rules.start);

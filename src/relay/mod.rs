@@ -358,7 +358,7 @@ fn assemble(
     settings: &Settings,
     clock: Arc<TrustedClock>,
     gate: WarmupGate,
-    plan: Plan,
+    mut plan: Plan,
     front_door: FrontDoor,
     sockets: Sockets,
     watermark: Watermark,
@@ -386,6 +386,7 @@ fn assemble(
         DryRun::new(&rows, gate.clone(), clock.clone(), metrics.clone(), names.all().to_vec()).map_err(unusable)
     };
     let dry_run = dry_run.map(as_if).transpose()?;
+    plan.order = gate.current().order_now(spool.ledger(), clock.now());
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
     let routes = Arc::new(LiveRoutes::new(dispatcher.clone()));
     let (handle, committer) = committer::start(spool, gate.clone(), routes.clone(), clock.clone()).map_err(io)?;
@@ -524,10 +525,19 @@ pub fn warmup_gate(settings: &Settings, names: &StreamNames) -> Result<WarmupGat
         calendar: calendar.clone(),
         overflow,
         retry: retry_schedule(settings)?,
-        ..Rules::default()
     };
     rules.check(&[], &StreamNames::fresh(settings).rules(settings)).map_err(|e| wrong(&e))?;
-    Ok(WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age))
+    let gate = WarmupGate::new(Some(rules), calendar, names.rules(settings)).with_life(settings.queue.max_age);
+    Ok(gate.with_lanes(warmup.providers.clone()).with_brake(brake_rules(&warmup.brake)))
+}
+
+fn brake_rules(brake: &config::BrakeSettings) -> policy::BrakeRules {
+    policy::BrakeRules {
+        window: brake.window,
+        defer_ratio: brake.defer_ratio,
+        min_attempts: brake.min_attempts,
+        hold: brake.hold,
+    }
 }
 
 fn clock_times(opens_minute: u16, closes_minute: u16) -> String {

@@ -199,7 +199,7 @@ fn described(
         let one = |id| Going { stream: id, way: way_then(id), overflow: gate.stream(ledger, id, now).overflow };
         names.iter().map(|(id, _)| one(*id)).collect()
     };
-    let today = ledger.span().map_or_else(|| gate.calendar().span_at(now), |span| span);
+    let today = ledger.span().unwrap_or_else(|| gate.calendar().span_at(now));
     let first = gate.calendar().span_at(at).day.next();
     let ahead = u32::try_from(first.0 - today.day.0).unwrap_or(0);
     let later = at > now;
@@ -246,7 +246,7 @@ fn row(gate: &WarmupGate, ledger: &Ledger, id: StreamId, name: String, now: Time
         }
         .into(),
         max_wait_seconds: rules.overflow().max_wait().map(|wait| wait.as_secs()),
-        max_wait_auto: false,
+        max_wait_auto: rules.auto_wait,
         offered_today: offered(today),
         offered_yesterday: offered(Day(today.0 - 1)),
         offered_7d: (1..=WEEK_DAYS).map(|back| offered(Day(today.0 - back))).sum(),

@@ -111,6 +111,14 @@ impl Gate for LiveGate {
         self.gate.load().lane_of(recipient)
     }
 
+    fn watches_bursts(&self, stream: StreamId) -> bool {
+        self.gate.load().watches_bursts(stream)
+    }
+
+    fn order(&self, ledger: &Ledger, now: Timestamp) -> Option<Vec<StreamId>> {
+        Some(self.gate.load().order_now(ledger, now))
+    }
+
     fn set_day(&self, ledger: &Ledger, stage: u32, now: Timestamp) -> Vec<SetLane> {
         // The ramp stands where it is until a real run.
         if self.dry_run { Vec::new() } else { self.gate.load().set_day(ledger, stage, now) }
@@ -231,7 +239,10 @@ impl Relay {
         spool.look(|ledger, _| StreamNames::of_ledger(ledger)).await.map_err(stopping)
     }
 
-    async fn replace_routes(&mut self, plan: Plan) -> Result<(), ReloadError> {
+    async fn replace_routes(&mut self, mut plan: Plan) -> Result<(), ReloadError> {
+        let gate = self.backend.gate.current();
+        let order = self.backend.spool.look(move |ledger, now| gate.order_now(ledger, now)).await;
+        plan.order = order.map_err(|_| ReloadError::Stopping)?;
         let (clock, ids, metrics) = (self.clock.clone(), self.ids.clone(), self.metrics.clone());
         let fresh = Dispatcher::new(plan, clock, ids, metrics, self.no_more_claims.child_token());
         let routes = &self.backend.routes;

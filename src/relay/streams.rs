@@ -102,13 +102,15 @@ fn of_stream(stream: &config::Stream) -> StreamRules {
         priority: stream.priority,
         max_share: stream.max_share,
         overflow: overflow(stream.overflow),
+        auto_wait: stream.overflow.max_wait == MaxWait::Auto,
     }
 }
 
 /// The stream of mail that no rule matches.
 fn last_resort(settings: &Settings) -> StreamRules {
-    let overflow = settings.warmup.as_ref().map(|warmup| overflow(warmup.overflow));
-    StreamRules { overflow: overflow.unwrap_or_default(), ..StreamRules::default() }
+    let Some(warmup) = &settings.warmup else { return StreamRules::default() };
+    let auto_wait = warmup.overflow.max_wait == MaxWait::Auto;
+    StreamRules { overflow: overflow(warmup.overflow), auto_wait, ..StreamRules::default() }
 }
 
 /// As the policy has it.

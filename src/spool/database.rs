@@ -61,6 +61,7 @@ CREATE TABLE IF NOT EXISTS brake(lane INTEGER PRIMARY KEY, level INT, since INT,
 CREATE TABLE IF NOT EXISTS memory(lane INTEGER PRIMARY KEY, day INT, rcpts INT);
 CREATE TABLE IF NOT EXISTS pause(one INTEGER PRIMARY KEY CHECK(one = 1), since INT, actor INT, reason TEXT);
 CREATE TABLE IF NOT EXISTS stream(id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE IF NOT EXISTS offered(stream INT, slot INT, rcpts INT, PRIMARY KEY(stream, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS move(id INTEGER PRIMARY KEY, stream INT, way INT, at INT, told INT, actor INT, reason TEXT);
 ";
 
@@ -273,6 +274,9 @@ fn standing_rows(c: &Connection, all: &mut Vec<Row>) -> Result<(), SpoolError> {
     })?);
     all.extend(rows(c, "SELECT lane, day, rcpts FROM memory", |r| {
         Ok(Row::Memory { lane: LaneId(r.get(0)?), day: Day(r.get(1)?), recipients: r.get(2)? })
+    })?);
+    all.extend(rows(c, "SELECT stream, slot, rcpts FROM offered", |r| {
+        Ok(Row::Offered { stream: StreamId(r.get(0)?), slot: Slot(r.get(1)?), recipients: r.get(2)? })
     })?);
     all.extend(rows(c, "SELECT since, actor, reason FROM pause", |r| {
         Ok(Row::Pause(Some(Pause { since: Timestamp(r.get(0)?), actor: r.get(1)?, reason: r.get(2)? })))

@@ -244,6 +244,10 @@ impl<S: Store> Spool<S> {
         if work.done.touched.iter().any(|t| self.must_go_back(t, work)) {
             work.wake_at(Some(work.now));
         }
+        let told = batch.chores.iter().any(|chore| matches!(chore, Chore::Tell(_)));
+        if told || self.ledger.next_move(self.latest).is_some_and(|at| at <= work.now) {
+            work.done.order = work.gate.order(&self.ledger, work.now);
+        }
         Ok(())
     }
 
@@ -319,6 +323,9 @@ impl<S: Store> Spool<S> {
         }
         if admission.offered {
             self.ledger.count_offered(part.lane, ask.recipients);
+            if work.gate.watches_bursts(part.stream) {
+                self.ledger.count_burst(part.stream, ask.recipients, work.now);
+            }
         }
         let split = usize::try_from(admission.new).unwrap_or(usize::MAX).min(part.recipients.len());
         let (mut new, rest) = part.recipients.split_at(split);
@@ -419,6 +426,9 @@ impl<S: Store> Spool<S> {
                 }
             }
             answer.next_due.push((stream, self.store.next_due(claim.queue, stream)?));
+        }
+        if let Queue::New(lane) = claim.queue {
+            answer.used_permille = self.ledger.lane(lane).map_or(0, |lane| lane.used_permille());
         }
         Ok(answer)
     }
@@ -813,11 +823,12 @@ impl<S: Store> Spool<S> {
         }
     }
 
-    /// Nothing in the line is waiting for a token or a connection, so a fresh message overtakes nobody.
+    /// Nothing in the route's lines is waiting for a token or a connection, so a fresh message overtakes nobody: the
+    /// total's tokens are everybody's.
     fn nobody_waits(&self, queue: Queue) -> bool {
-        self.ledger
-            .totals()
-            .all(|(q, _, state, total)| q != queue || total.items == 0 || !matches!(state, State::Ready | State::Held))
+        self.ledger.totals().all(|(q, _, state, total)| {
+            q.route() != queue.route() || total.items == 0 || !matches!(state, State::Ready | State::Held)
+        })
     }
 }
 
@@ -900,5 +911,6 @@ pub(super) fn row_key(row: &Row) -> (u8, i64, i64, i64) {
         Row::Pause(_) => (10, 0, 0, 0),
         Row::StreamName { stream, .. } => (11, stream.0.into(), 0, 0),
         Row::Moves { stream, .. } => (12, stream.0.into(), 0, 0),
+        Row::Offered { stream, slot, .. } => (13, stream.0.into(), slot.0, 0),
     }
 }

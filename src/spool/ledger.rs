@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::bursts::{Burst, Bursts};
 use super::item::{Item, Reservation, Shift, State};
 use super::standing::{STREAM_NAMES_MOST, SetLane, Standing};
 use crate::clock::reckoning::Mark;
@@ -104,6 +105,11 @@ impl LaneLedger {
         inside + carried
     }
 
+    /// How much of the limit is used today, in thousandths; 0 without a limit.
+    pub fn used_permille(&self) -> u64 {
+        self.record.limit.map_or(0, |limit| self.reserved_today().saturating_mul(1000) / limit.max(1))
+    }
+
     /// The oldest quarter-hour with reservations in the window that ends with the slot of `at`.
     pub fn oldest_slot(&self, at: Timestamp) -> Option<Slot> {
         let first = Slot(at.slot().0 - ROLLING_SLOTS);
@@ -140,6 +146,8 @@ pub struct Turn {
     pub lanes: Vec<LaneRecord>,
     /// Lanes whose brake is on as the day begins.
     pub braked: Vec<LaneId>,
+    /// What lanes that are new remember, as if they had sent it on that day.
+    pub memories: Vec<(LaneId, (Day, u64))>,
 }
 
 /// One stored row. What `Ledger::take_changes` gives and `Ledger::restore` takes.
@@ -189,6 +197,12 @@ pub enum Row {
         day: Day,
         recipients: u64,
     },
+    /// What a stream offered in one quarter-hour.
+    Offered {
+        stream: StreamId,
+        slot: Slot,
+        recipients: u64,
+    },
     Pause(Option<Pause>),
     StreamName {
         stream: StreamId,
@@ -214,6 +228,7 @@ struct Changes {
     memories: BTreeSet<LaneId>,
     names: BTreeSet<StreamId>,
     moves: BTreeSet<StreamId>,
+    offered: BTreeSet<(StreamId, Slot)>,
     span: bool,
     lanes: BTreeSet<LaneId>,
     days: BTreeSet<(LaneId, Day)>,
@@ -230,6 +245,7 @@ pub struct Ledger {
     lanes: BTreeMap<LaneId, LaneLedger>,
     totals: BTreeMap<(Queue, StreamId, State), Total>,
     standing: Standing,
+    bursts: Bursts,
     changes: Changes,
 }
 
@@ -257,6 +273,11 @@ impl Ledger {
     /// All lanes with their ids.
     pub fn lanes(&self) -> impl Iterator<Item = (LaneId, &LaneLedger)> {
         self.lanes.iter().map(|(id, lane)| (*id, lane))
+    }
+
+    /// How the stream's last week was spread, if that is asked for.
+    pub fn burst_of(&self, stream: StreamId) -> Burst {
+        self.bursts.of(stream)
     }
 
     /// An operator has stopped the new server.
@@ -361,6 +382,13 @@ impl Ledger {
             self.changes.lanes.insert(record.lane);
             self.changes.days.insert((record.lane, day));
         }
+        for (id, memory) in &turn.memories {
+            if let Some(lane) = self.lanes.get_mut(id) {
+                lane.memory = Some(*memory);
+                self.changes.memories.insert(*id);
+            }
+        }
+        self.bursts.turn(turn.span.starts);
     }
 
     /// A lane's brake is now like this. `false`: there is no such lane.
@@ -435,6 +463,7 @@ impl Ledger {
     pub(super) fn shift(&mut self, shift: Shift, day: Option<DaySpan>) {
         self.changes.span |= day.is_some();
         self.span = day.or(self.span);
+        self.changes.offered.extend(self.bursts.shift(shift.slots));
         for (id, lane) in &mut self.lanes {
             lane.arrival.0 = lane.arrival.0.saturating_add(shift.by).max(0);
             for time in [&mut lane.brake.since, &mut lane.brake.until] {
@@ -598,6 +627,12 @@ impl Ledger {
         }
     }
 
+    /// Counts when it was offered.
+    pub(super) fn count_burst(&mut self, stream: StreamId, recipients: u64, now: Timestamp) {
+        self.bursts.add(stream, now.slot(), recipients);
+        self.changes.offered.insert((stream, now.slot()));
+    }
+
     fn on_today(&mut self, lane: LaneId, mut change: impl FnMut(&mut DayRecord)) {
         for id in both(lane) {
             if let Some(entry) = self.lanes.get_mut(&id) {
@@ -634,6 +669,9 @@ impl Ledger {
         }
         if changes.span {
             rows.extend(self.span.map(Row::Span));
+        }
+        for (stream, slot) in changes.offered {
+            rows.push(Row::Offered { stream, slot, recipients: self.bursts.at(stream, slot) });
         }
         if changes.pause {
             rows.push(Row::Pause(self.standing.pause.clone()));
@@ -693,6 +731,9 @@ impl Ledger {
             match row {
                 Row::Span(_) | Row::Lane { .. } => {}
                 Row::Clock { mark, doubtful } => ledger.clock = Some((*mark, *doubtful)),
+                Row::Offered { stream, slot, recipients } => {
+                    ledger.bursts.add(*stream, *slot, *recipients);
+                }
                 Row::Pause(pause) => ledger.standing.pause = pause.clone(),
                 Row::Brake { lane, record } => {
                     if let Some(entry) = ledger.lanes.get_mut(lane) {
@@ -751,6 +792,9 @@ impl Ledger {
             // As a turn leaves it, so that a restart changes no answer.
             let today = entry.today.day;
             entry.streams.retain(|(_, day), _| day.0 >= today.0 - STREAM_DAYS);
+        }
+        if let Some(span) = ledger.span {
+            ledger.bursts.turn(span.starts);
         }
         ledger
     }

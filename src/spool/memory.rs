@@ -173,7 +173,7 @@ impl Store for MemoryStore {
     fn save(&mut self, row: &Row) -> Result<(), SpoolError> {
         let key = row_key(row);
         let old = match row {
-            Row::Slot { reserved: 0, .. } => self.rows.remove(&key),
+            Row::Slot { reserved: 0, .. } | Row::Offered { recipients: 0, .. } => self.rows.remove(&key),
             _ => self.rows.insert(key, row.clone()),
         };
         if let Some(undo) = &mut self.undo {

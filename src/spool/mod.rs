@@ -7,11 +7,12 @@
 //! One algorithm ([`Spool`]) over one trait of rows ([`Store`]): in memory for tests and simulations, SQLite with body
 //! segments for real. It knows nothing of curves: the [`Gate`] it is handed decides, inside the transaction.
 //!
-//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`], [`standing`], `restored`. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`],
+//! Plain: [`item`], [`ledger`], [`engine`], [`by_hand`], [`standing`], [`bursts`], `restored`. I/O: [`sqlite`], [`segment`], [`committer`], [`body`], [`disk`],
 //! [`identity`], [`backup`].
 
 pub mod backup;
 pub mod body;
+pub mod bursts;
 pub mod by_hand;
 mod checkpoint;
 pub mod committer;
@@ -161,6 +162,14 @@ pub trait Gate: Send + Sync {
     fn lane_of(&self, _recipient: &Recipient) -> Option<LaneId> {
         None
     }
+    /// How the stream's mail is spread over the day is asked for.
+    fn watches_bursts(&self, _stream: StreamId) -> bool {
+        false
+    }
+    /// Streams in the order in which they are served; `None`: as the dispatcher has it.
+    fn order(&self, _ledger: &Ledger, _now: Timestamp) -> Option<Vec<StreamId>> {
+        None
+    }
     /// Every lane as it stands when an operator sets the ramp to `stage`; none without a ramp.
     fn set_day(&self, _ledger: &Ledger, _stage: u32, _now: Timestamp) -> Vec<SetLane> {
         Vec::new()
@@ -303,6 +312,8 @@ pub struct ClaimAnswer {
     /// The lane refused this stream: asking again for it, or for those after it, helps from here on, whatever
     /// `next_due` says.
     pub blocked: Option<(StreamId, Timestamp)>,
+    /// How much of the lane's limit is used, in thousandths: the least used lane is served first.
+    pub used_permille: u64,
 }
 
 /// An item on its way to a connection, its tokens reserved.
@@ -447,6 +458,8 @@ pub struct Done {
     pub refunded: Vec<Queue>,
     /// The earliest deadline and expiry among what was written; hints for timers.
     pub wake: Option<Timestamp>,
+    /// Streams are served in this order from here on: one was moved, or named.
+    pub order: Option<Vec<StreamId>>,
     /// The total at each change of day, oldest first: what it was, and what it is now.
     pub days: Vec<(Option<LaneRecord>, LaneRecord)>,
     /// Messages of items that were put aside, since their envelope or their octets cannot be read.

@@ -19,6 +19,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, ToSql, params};
 
 use super::backup::{Holds, UNFINISHED};
 use super::body::NewBody;
+use super::bursts::KEPT_SLOTS;
 use super::checkpoint::Checkpointer;
 use super::database::{
     ADDED, AUDIT_MOST, ITEM, SCHEMA_VERSION, clock_text, connect, create, database, ledger_rows, read_item, rows,
@@ -508,6 +509,7 @@ impl Store for SqliteStore {
                 let kept = [span.day.0 - HISTORY_DAYS as i32, span.day.0];
                 self.execute("DELETE FROM day WHERE day < ?1 OR day > ?2", params![kept[0], kept[1]])?;
                 self.execute("DELETE FROM stream_day WHERE day < ?1 OR day > ?2", params![kept[0], kept[1]])?;
+                self.execute("DELETE FROM offered WHERE slot < ?1", params![span.starts.slot().0 - KEPT_SLOTS])?;
             }
             Row::Lane { record: r, arrival } => {
                 self.execute(
@@ -558,6 +560,15 @@ impl Store for SqliteStore {
             }
             Row::Memory { lane, day, recipients } => {
                 self.execute("INSERT OR REPLACE INTO memory VALUES(?1, ?2, ?3)", params![lane.0, day.0, recipients])?;
+            }
+            Row::Offered { stream, slot, recipients: 0 } => {
+                self.execute("DELETE FROM offered WHERE stream = ?1 AND slot = ?2", params![stream.0, slot.0])?;
+            }
+            Row::Offered { stream, slot, recipients } => {
+                self.execute(
+                    "INSERT OR REPLACE INTO offered VALUES(?1, ?2, ?3)",
+                    params![stream.0, slot.0, recipients],
+                )?;
             }
             Row::Pause(None) => drop(self.execute("DELETE FROM pause", &[])?),
             Row::Pause(Some(p)) => {

@@ -191,7 +191,7 @@ impl World {
     }
 
     pub fn state(&self) -> mailramp::policy::State {
-        self.gate.state(self.total()).expect("there is a ramp")
+        self.gate.state(self.spool().ledger(), self.total(), self.now).expect("there is a ramp")
     }
 
     fn spool(&self) -> &Spool<MemoryStore> {

@@ -338,6 +338,10 @@ pub struct FixedGate {
     pub admitted: u64,
     /// How long what needs no token may wait.
     pub life: Option<Duration>,
+    /// Streams whose mail must not wait for the lane any more.
+    pub gives_back: BTreeMap<(LaneId, StreamId), Reason>,
+    /// Recipients, by their first letter, whose lane is known.
+    pub known: BTreeMap<u8, LaneId>,
 }
 
 impl FixedGate {
@@ -350,6 +354,8 @@ impl FixedGate {
             wait: None,
             admitted: u64::MAX,
             life: None,
+            gives_back: BTreeMap::new(),
+            known: BTreeMap::new(),
         }
     }
 
@@ -379,6 +385,23 @@ impl Gate for FixedGate {
         self.life
     }
 
+    fn gives_back(&self, _: &Ledger, lane: LaneId, stream: StreamId, _: Timestamp) -> Option<Reason> {
+        self.gives_back.get(&(lane, stream)).copied()
+    }
+
+    fn lane_of(&self, recipient: &Recipient) -> Option<LaneId> {
+        self.known.get(&recipient.path[0]).copied()
+    }
+
+    fn order(&self, _: &Ledger, _: Timestamp) -> Option<Vec<StreamId>> {
+        Some(vec![OTHER_STREAM, STREAM])
+    }
+
+    fn set_day(&self, ledger: &Ledger, stage: u32, _: Timestamp) -> Vec<SetLane> {
+        let lane = ledger.lane(LANE).expect("a lane of the gate").record;
+        vec![SetLane { record: LaneRecord { stage, limit: Some(1), ..lane }, memory: (Day(9), 77) }]
+    }
+
     fn span_at(&self, now: Timestamp) -> Option<DaySpan> {
         let day = Day(now.seconds().div_euclid(86_400) as i32);
         let starts = Timestamp::from_seconds(i64::from(day.0) * 86_400);
@@ -397,6 +420,7 @@ impl Gate for FixedGate {
             span,
             lanes: self.limits.iter().map(|(lane, limit)| Self::record(*lane, *limit)).collect(),
             braked: vec![],
+            memories: vec![],
         })
     }
 
