@@ -130,6 +130,8 @@ pub struct Metrics {
 
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
     pub warmup_overrun_recipients: IntCounter,
+    pub warmup_brakes: By<Provider, By<BrakeStep, IntCounter>>,
+    pub warmup_brake_active: By<Provider, IntGauge>,
     pub warmup_admin_actions: By<WarmupAction, IntCounter>,
 
     pub mx_lookups: By<MxResult, IntCounter>,
@@ -225,6 +227,11 @@ impl Metrics {
             "Day boundaries by what they did to the stage.",
             &["outcome"],
         )?;
+        let brakes = make.counters(
+            "warmup_brakes_total",
+            "Times that a provider's brake was put on, or on harder.",
+            &["provider", "level"],
+        )?;
         let by_hand =
             make.counters("queue_admin_actions_total", "Commands of operators that changed queued mail.", &["action"])?;
         let told = make.counters("warmup_admin_actions_total", "What operators told the ramp.", &["action"])?;
@@ -280,6 +287,12 @@ impl Metrics {
             dry_run_recipients: DryRunRecipients::new(dry, streams),
             stream_admin_actions: By::new(|action| moves.child(&[action])),
             warmup_day_boundaries: By::new(|outcome| days.child(&[outcome])),
+            warmup_brakes: By::new(|provider| By::new(|level| brakes.child(&[provider, level]))),
+            warmup_brake_active: make.int_gauges(
+                "warmup_brake_active",
+                "Whether a provider's brake is on, or its stage frozen.",
+                "provider",
+            )?,
             warmup_overrun_recipients: make.counter(
                 "warmup_overrun_recipients_total",
                 "Recipients sent by the new route beyond the limit; must stay 0.",

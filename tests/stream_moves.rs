@@ -252,7 +252,7 @@ async fn a_message_is_explained_with_what_refuses_it_and_an_address_with_what_wo
     assert_eq!((recipient.state, &*recipient.route, &*recipient.reason), (Some(ItemState::Held), "new", "manual"));
     assert_eq!(recipient.to.as_str(), "w***@example.net");
     let total = &held.lanes[0];
-    assert_eq!((total.limit, total.used_today, total.refuses.as_deref()), (Some(1), 1, Some("day")), "{total:?}");
+    assert_eq!((total.limit, total.used_today, total.refuses.as_deref()), (Some(1), 1, Some("24h")), "{total:?}");
     assert!(total.until.is_some_and(|until| until > NOON));
 
     let over = bench.explain(address("other"), Some("default")).await.unwrap();

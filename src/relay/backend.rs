@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicI64;
 use arc_swap::ArcSwap;
 
 use super::dry_run::DryRun;
+use super::feedback::Brakes;
 use super::gate::WarmupGate;
 use super::lanes;
 use super::reload::{LiveGate, LiveRoutes};
@@ -22,7 +23,6 @@ use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
 use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
 use crate::metrics::{Metrics, WarmupAction};
-use crate::policy::BrakeRules;
 use crate::spool::backup::Holds;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
@@ -38,6 +38,8 @@ pub struct RelayBackend {
     pub reader: Arc<QueueReader>,
     /// The ramp.
     pub gate: Arc<LiveGate>,
+    /// What providers say, and the brakes of their lanes.
+    pub brakes: Arc<Brakes>,
     /// The routes.
     pub routes: Arc<LiveRoutes>,
     /// Its numbers.
@@ -207,7 +209,7 @@ fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Nu
     Numbers {
         warmup: total.and_then(|_| warmup(gate, ledger, zone, now)),
         pause: lanes::pause(ledger),
-        lanes: lanes::lanes(gate, &BrakeRules::default(), ledger, now),
+        lanes: lanes::lanes(gate, ledger, now),
         days: lanes::days(gate, ledger),
         today: Today {
             new: total.map_or(0, |l| l.today.sent),

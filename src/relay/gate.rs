@@ -4,6 +4,8 @@
 //! [`lanes`] says what each lane is allowed on a day, `view` how a stream sees a lane at a moment.
 
 pub mod lanes;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::fmt;

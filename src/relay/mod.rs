@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod dry_run;
 mod explain;
+pub mod feedback;
 pub mod front_door;
 pub mod gate;
 pub mod intake;
@@ -34,6 +35,7 @@ use crate::clock::{Clock, TrustedClock};
 use crate::config::{self, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
+use crate::delivery::feedback::NoFeedback;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
 use crate::delivery::telling::ReportRules;
@@ -53,6 +55,7 @@ use crate::spool::sqlite::SqliteStore;
 use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
 use backend::RelayBackend;
 use dry_run::DryRun;
+use feedback::Brakes;
 use front_door::{DoorFiles, FrontDoor, probes};
 use gate::WarmupGate;
 use intake::{DoorCounter, SpoolIntake};
@@ -387,6 +390,11 @@ fn assemble(
     };
     let dry_run = dry_run.map(as_if).transpose()?;
     plan.order = gate.current().order_now(spool.ledger(), clock.now());
+    let directory = Arc::new(feedback::WellKnown(policy::Providers::embedded().clone()));
+    let brakes = Brakes::new(feedback::Terms::of(settings), directory, clock.clone(), metrics.clone());
+    brakes.begin(spool.ledger());
+    let brakes = Arc::new(brakes);
+    plan.feedback = brakes.clone();
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
     let routes = Arc::new(LiveRoutes::new(dispatcher.clone()));
     let (handle, committer) = committer::start(spool, gate.clone(), routes.clone(), clock.clone()).map_err(io)?;
@@ -404,6 +412,7 @@ fn assemble(
     let stopping: CancellationToken = no_more_mail;
     let bound: Vec<_> = sockets.smtp.iter().map(|(_, address, index)| (*address, *index)).collect();
     let backend = Arc::new(RelayBackend {
+        brakes: brakes.clone(),
         spool: handle.clone(),
         reader,
         gate,
@@ -433,7 +442,7 @@ fn assemble(
         servers.spawn(server.run_by(door, front_door.terms(index), stopping.clone()));
     }
     let mut dispatchers = JoinSet::new();
-    dispatchers.spawn(dispatcher.run(handle, lines));
+    dispatchers.spawn(dispatcher.run(handle.clone(), lines));
     let quiet: CancellationToken = no_more_questions;
     let http = sockets.http.local_addr().map_err(io)?;
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
@@ -449,6 +458,11 @@ fn assemble(
             Ok(())
         });
     }
+    let telling = brakes.clone().run(handle, quiet.clone());
+    admin.spawn(async move {
+        telling.await;
+        Ok(())
+    });
     let (moves, quiet_moves) = (backend.clone().tell_of_moves(heard_until), quiet.clone().cancelled_owned());
     admin.spawn(async move {
         tokio::select! {
@@ -568,6 +582,7 @@ fn plan(settings: &Settings, gate: &WarmupGate) -> Result<Plan, StartError> {
         new: route(Route::New, &settings.new)?,
         legacy,
         order: gate.order(),
+        feedback: Arc::new(NoFeedback),
     })
 }
 
@@ -576,6 +591,7 @@ fn fallback_rules(on: &[config::FallbackOn]) -> FallbackRules {
         connect: on.contains(&config::FallbackOn::Connect),
         tls: on.contains(&config::FallbackOn::Tls),
         auth: on.contains(&config::FallbackOn::Auth),
+        reputation: on.contains(&config::FallbackOn::Reputation),
     }
 }
 

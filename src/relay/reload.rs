@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
 
 use super::dry_run;
+use super::feedback::Terms;
 use super::front_door::{DoorFiles, probes};
 use super::gate::WarmupGate;
 use super::ourselves::refuse_loops;
@@ -196,7 +197,7 @@ impl Relay {
         stranded.map_err(|_| ReloadError::Stopping)??;
         let names = self.name_streams(&new).await?;
         let gate = warmup_gate(&new, &names)?;
-        let plan = Plan { order: gate.order(), ..plan };
+        let plan = Plan { order: gate.order(), feedback: self.backend.brakes.clone(), ..plan };
         self.front_door.change(&new, files)?;
 
         // From here on nothing refuses.
@@ -212,6 +213,7 @@ impl Relay {
         self.backend.configured.store(Arc::new(names.configured(&new)));
         log::show_addresses(shown_addresses(&new));
         log::change_level(log_level(&new));
+        self.backend.brakes.change(Terms::of(&new));
         if delivery_differs(&old, &new) {
             self.backend.gate.replace(gate);
             self.backend.zone.store(Arc::new(zone_name(&new)));

@@ -261,6 +261,8 @@ impl World {
                     self.book.answered(&flight);
                     let Flight { claimed, verdicts, .. } = *flight;
                     let ended = Ended {
+                        heard: &[],
+                        has_legacy: false,
                         item: claimed.item,
                         verdicts: &verdicts,
                         remote: None,
