@@ -17,6 +17,7 @@ use mailramp::clock::{Clock, SystemClock, TrustedClock};
 use mailramp::delivery::dispatcher::QueueIds;
 use mailramp::message::{Queue, QueueId, Route, Timestamp};
 use mailramp::metrics::{Build, Metrics};
+use mailramp::operators::Operators;
 use mailramp::policy::{Calendar, StreamRules};
 use mailramp::relay::gate::WarmupGate;
 use mailramp::relay::intake::{DoorCounter, SpoolIntake};
@@ -106,6 +107,7 @@ impl Door {
             clock,
             metrics: metrics.clone(),
             watermark: Watermark::new(folder.path().into(), 0, u64::MAX),
+            operators: Operators::without_lanes(Arc::new(SystemClock)),
             streams: Default::default(),
             dry_run: None,
         });

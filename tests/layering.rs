@@ -197,6 +197,7 @@ const IO: &[&str] = &[
     "relay/backend.rs",
     "relay/dry_run.rs",
     "relay/explain.rs",
+    "relay/directory.rs",
     "relay/front_door.rs",
     "relay/notify.rs",
     "relay/feedback.rs",

@@ -5,6 +5,7 @@
 //! the transactions under way end, then the committer.
 
 pub mod backend;
+mod directory;
 pub mod dry_run;
 mod explain;
 pub mod feedback;
@@ -43,6 +44,7 @@ use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
+use crate::operators::Operators;
 use crate::policy::classify::{DEFAULT_STREAM, Streams};
 use crate::policy::{self, Calendar, RetrySchedule, Rules};
 use crate::smtp::{Door, ListenerSettings, Server};
@@ -114,6 +116,8 @@ pub struct Relay {
     pub backend: Arc<RelayBackend>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
+    /// Who runs the mail servers of recipients' domains.
+    pub operators: Arc<Operators>,
     /// The settings in force.
     settings: Arc<Settings>,
     front_door: FrontDoor,
@@ -129,6 +133,8 @@ pub struct Relay {
     /// The one in force, and those before it whose last transactions are under way.
     dispatchers: JoinSet<()>,
     admin: JoinSet<io::Result<()>>,
+    /// Asks for the directory of operators, and saves it.
+    lookups: JoinSet<()>,
     no_more_mail: CancellationToken,
     no_more_claims: CancellationToken,
     no_more_questions: CancellationToken,
@@ -253,8 +259,11 @@ impl Relay {
         self.servers.shutdown().await;
         self.dispatchers.shutdown().await;
         self.no_more_questions.cancel();
-        while let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(1), self.admin.join_next()).await {}
+        let ended =
+            async { while self.admin.join_next().await.is_some() || self.lookups.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
         self.admin.shutdown().await;
+        self.lookups.shutdown().await;
         self.backend.spool.stop().await;
         let committer = self.committer;
         tokio::task::spawn_blocking(move || committer.join()).await.unwrap_or(Err(SpoolError::Stopped))
@@ -383,15 +392,17 @@ fn assemble(
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(unusable)?);
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
+    let (operators, questions) =
+        Operators::new(&settings.data_dir, directory::terms(settings), clock.clone(), metrics.clone());
     let heard_until = spool.ledger().clock().map_or(clock.now(), |mark| mark.time);
+    let gate = gate.with_directory(operators.clone());
     let gate = Arc::new(if dry_run.is_some() { LiveGate::dry(gate) } else { LiveGate::new(gate) });
     let as_if = |rows: Vec<Row>| {
         DryRun::new(&rows, gate.clone(), clock.clone(), metrics.clone(), names.all().to_vec()).map_err(unusable)
     };
     let dry_run = dry_run.map(as_if).transpose()?;
     plan.order = gate.current().order_now(spool.ledger(), clock.now());
-    let directory = Arc::new(feedback::WellKnown(policy::Providers::embedded().clone()));
-    let brakes = Brakes::new(feedback::Terms::of(settings), directory, clock.clone(), metrics.clone());
+    let brakes = Brakes::new(feedback::Terms::of(settings), operators.clone(), clock.clone(), metrics.clone());
     brakes.begin(spool.ledger());
     let brakes = Arc::new(brakes);
     plan.feedback = brakes.clone();
@@ -406,6 +417,7 @@ fn assemble(
         clock: clock.clone(),
         metrics: metrics.clone(),
         watermark: watermark.clone(),
+        operators: operators.clone(),
         streams: streams.clone(),
         dry_run: dry_run.clone(),
     });
@@ -444,6 +456,8 @@ fn assemble(
     let mut dispatchers = JoinSet::new();
     dispatchers.spawn(dispatcher.run(handle.clone(), lines));
     let quiet: CancellationToken = no_more_questions;
+    let mut lookups = JoinSet::new();
+    lookups.spawn(questions.run(quiet.clone()));
     let http = sockets.http.local_addr().map_err(io)?;
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
     let mut admin = JoinSet::new();
@@ -481,6 +495,7 @@ fn assemble(
         http,
         backend,
         metrics,
+        operators,
         settings: Arc::new(settings.clone()),
         front_door,
         bound,
@@ -492,6 +507,7 @@ fn assemble(
         servers,
         dispatchers,
         admin,
+        lookups,
         no_more_mail: stopping,
         no_more_claims: no_claims,
         no_more_questions: quiet,

@@ -19,7 +19,7 @@ use super::front_door::{DoorFiles, probes};
 use super::gate::WarmupGate;
 use super::ourselves::refuse_loops;
 use super::streams::{self, StreamNames};
-use super::{Relay, StartError, plan, refuse_stranded, waiting_lines, warmup_gate, zone_name};
+use super::{Relay, StartError, directory, plan, refuse_stranded, waiting_lines, warmup_gate, zone_name};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, LogAddresses, LogLevel, Settings};
 use crate::delivery::dispatcher::{Dispatcher, Plan};
@@ -215,7 +215,9 @@ impl Relay {
         log::change_level(log_level(&new));
         self.backend.brakes.change(Terms::of(&new));
         if delivery_differs(&old, &new) {
-            self.backend.gate.replace(gate);
+            self.backend.gate.replace(gate.with_directory(self.operators.clone()));
+            // Behind the gate: it must know the lanes before anybody is put into one.
+            self.operators.change(directory::terms(&new));
             self.backend.zone.store(Arc::new(zone_name(&new)));
             self.replace_routes(plan).await?;
         }
