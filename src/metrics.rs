@@ -125,6 +125,7 @@ pub struct Metrics {
     pub queue_expired: IntCounter,
     pub delivery_reports: By<ReportResult, IntCounter>,
     pub queue_admin_actions: By<AdminAction, IntCounter>,
+    pub dry_run_recipients: DryRunRecipients,
     pub stream_admin_actions: By<StreamAction, IntCounter>,
 
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
@@ -163,6 +164,7 @@ pub struct Mirrored {
     pub warmup_complete: IntGauge,
     pub warmup_day_end_timestamp_seconds: Gauge,
     pub clock_trusted: IntGauge,
+    pub dry_run: IntGauge,
     pub queue_messages: By<QueueState, IntGauge>,
     pub queue_bytes: By<QueueState, IntGauge>,
     pub queue_oldest_message_timestamp_seconds: By<QueueState, Gauge>,
@@ -236,6 +238,11 @@ impl Metrics {
         let moves =
             make.counters("stream_admin_actions_total", "Commands of operators that moved a stream.", &["action"])?;
         let mx = make.counters("mx_lookups_total", "Questions for the mail servers of a domain.", &["result"])?;
+        let dry = make.counters(
+            "dry_run_recipients_total",
+            "In a dry run: recipients by the route they would have taken and why.",
+            &["stream", "route", "reason"],
+        )?;
         let http = make.counters("http_requests_total", "Requests to the admin plane.", &["handler", "code"])?;
 
         Ok(Metrics {
@@ -277,6 +284,7 @@ impl Metrics {
             queue_expired: make.counter("queue_expired_total", "Recipients given up for age.")?,
             delivery_reports: By::new(|result| reports.child(&[result])),
             queue_admin_actions: By::new(|action| by_hand.child(&[action])),
+            dry_run_recipients: DryRunRecipients::new(dry, streams),
             stream_admin_actions: By::new(|action| moves.child(&[action])),
             warmup_day_boundaries: By::new(|outcome| days.child(&[outcome])),
             warmup_brakes: By::new(|provider| By::new(|level| brakes.child(&[provider, level]))),
@@ -372,6 +380,8 @@ impl Mirrored {
             warmup_complete: make.int_gauge("warmup_complete", "Whether the ramp is complete.")?,
             warmup_day_end_timestamp_seconds: make
                 .gauge("warmup_day_end_timestamp_seconds", "When the sending day ends.")?,
+            dry_run: make
+                .int_gauge("dry_run", "Whether everything goes by legacy and the ramp only says what it would do.")?,
             clock_trusted: make.int_gauge("clock_trusted", "Whether the machine's clock can be right.")?,
             queue_messages: make.int_gauges("queue_messages", "Messages queued.", "state")?,
             queue_bytes: make.int_gauges("queue_bytes", "Bytes of the messages queued.", "state")?,
@@ -393,6 +403,21 @@ pub fn seconds(at: Timestamp) -> f64 {
 /// Registers series with the prefix and hands out their handles.
 struct Maker {
     registry: Registry,
+}
+
+/// What a dry run says. The only series that come with their first event: a real run has one of them, not hundreds.
+pub struct DryRunRecipients(Counters);
+
+impl DryRunRecipients {
+    fn new(family: Counters, streams: &[String]) -> Self {
+        family.child(&[&streams[0], Route::New.name(), Reason::InQuota.name()]);
+        DryRunRecipients(family)
+    }
+
+    /// `stream` is the name of one of the settings'.
+    pub fn count(&self, stream: &str, would: Route, reason: Reason, recipients: u64) {
+        self.0.child(&[stream, would.name(), reason.name()]).inc_by(recipients);
+    }
 }
 
 struct Counters(prometheus::IntCounterVec);

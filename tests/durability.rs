@@ -109,6 +109,7 @@ impl Door {
             watermark: Watermark::new(folder.path().into(), 0, u64::MAX),
             operators: Operators::without_lanes(Arc::new(SystemClock)),
             streams: Default::default(),
+            dry_run: None,
         });
         let settings = SessionSettings { allow_from: vec!["127.0.0.0/8".parse().unwrap()], ..Default::default() };
         let listener = ListenerSettings { address: SocketAddr::from(([127, 0, 0, 1], 0)), index: 0 };

@@ -1,5 +1,5 @@
 //! What becomes of mail, and of the lane it left by, when a mailbox provider says more than yes or no. The whole relay in
-//! this process against scripted servers; there is one lane, the total, so any provider's brake shuts it.
+//! this process against scripted servers. There is one lane, the total, so any provider's brake shuts it; only the last test has more.
 
 #[path = "common/application.rs"]
 mod application;
@@ -309,5 +309,31 @@ async fn without_a_legacy_server_mail_waits_for_the_end_of_the_brake_or_an_opera
 
     change(Change::BrakeSet { provider: "all".into(), for_seconds: 3600 }).await.expect("can be set");
     assert!(stored(&bench).await.reason.ends_with("complaints") && is_braked(&bench));
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_lane_of_the_provider_that_said_it_is_braked() {
+    let new = Script::new().at(Step::Rcpt, 1, say(OUTLOOK_RATE)).start().await;
+    let legacy = Script::new().start().await;
+    let mut setup = setup(&new, Some(&legacy));
+    // Nobody answers about domains there: what is well known has to do.
+    setup.more = setup.more.replace("providers = \"off\"", "providers = \"auto\"");
+    setup.more.push_str("[dns]\nservers = [\"127.0.0.1:9\"]\n");
+    let bench = Bench::start(&setup).await;
+    bench.send(SENDER, &["refused@outlook.com"], BODY);
+    until_taken(&legacy, 1).await;
+    bench.send(SENDER, &["next@outlook.com"], BODY);
+    bench.send(SENDER, &["fine@gmail.com"], BODY);
+    bench.empty().await;
+    assert_eq!(recipients(&legacy), ["refused@outlook.com", "next@outlook.com"]);
+    assert_eq!(recipients(&new), ["fine@gmail.com"]);
+    let active = |provider| bench.metrics().warmup_brake_active.of(provider).get();
+    assert_eq!([Provider::Microsoft, Provider::Google, Provider::All].map(active), [1, 0, 0]);
+    let attempts = |provider| {
+        let of = bench.metrics().delivery_attempts.of(Route::New).of(provider);
+        (of.of(AttemptResult::Delivered).get(), of.of(AttemptResult::Deferred).get())
+    };
+    assert_eq!([Provider::Microsoft, Provider::Google, Provider::All].map(attempts), [(0, 1), (1, 0), (1, 1)]);
     bench.stop().await;
 }

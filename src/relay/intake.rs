@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::directory::by_lane;
+use super::dry_run::DryRun;
 use crate::clock::Clock;
 use crate::delivery::dispatcher::QueueIds;
 use crate::message::{Queue, QueueId, StreamId, Timestamp};
@@ -39,6 +40,8 @@ pub struct SpoolIntake {
     pub operators: Arc<Operators>,
     /// Which stream a message belongs to; exchanged at a reload.
     pub streams: Arc<ArcSwap<Streams>>,
+    /// What the ramp would do; then everything goes by legacy.
+    pub dry_run: Option<Arc<DryRun>>,
 }
 
 /// A body on its way in.
@@ -91,11 +94,16 @@ impl Intake for SpoolIntake {
             parts: lanes.into_iter().map(part).collect(),
             body,
         };
+        let of_part = |part: &Part| (part.lane, part.stream, part.recipients.len() as u64);
+        let parts: Option<Vec<_>> = self.dry_run.as_ref().map(|_| accept.parts.iter().map(of_part).collect());
         match self.spool.accept(accept).await {
             Ok(placed) => {
                 self.metrics.smtp_messages_received.of(stream).inc();
                 self.metrics.smtp_recipients_received.of(stream).inc_by(recipients);
-                tell(id, &placed);
+                match (&self.dry_run, parts) {
+                    (Some(dry_run), Some(parts)) => dry_run.accepted(id, &parts),
+                    _ => tell(id, &placed),
+                }
                 Ok(())
             }
             Err(error @ SpoolError::Full { .. }) => Err(disk_refused(&error, &self.metrics)),

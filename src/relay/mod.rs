@@ -6,6 +6,8 @@
 
 pub mod backend;
 mod directory;
+pub mod dry_run;
+mod explain;
 pub mod feedback;
 pub mod front_door;
 pub mod gate;
@@ -54,6 +56,7 @@ use crate::spool::reader::QueueReader;
 use crate::spool::sqlite::SqliteStore;
 use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
 use backend::RelayBackend;
+use dry_run::DryRun;
 use feedback::Brakes;
 use front_door::{DoorFiles, FrontDoor, probes};
 use gate::WarmupGate;
@@ -84,6 +87,12 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// There is nowhere for the mail of a dry run to go.
+    fn no_dry_run() -> StartError {
+        let text = "a dry run sends everything by the legacy server, and there is no [legacy]; add it, or run without --dry-run";
+        StartError::Settings(text.into())
+    }
+
     fn of_spool(error: SpoolError, directory: &std::path::Path) -> StartError {
         let directory = directory.display();
         match error {
@@ -153,8 +162,25 @@ impl Relay {
         Relay::start_on(settings, clock, Data::AsFound).await
     }
 
+    /// The same, but everything goes by legacy, and what the ramp would have done is only said.
+    pub async fn start_dry(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
+        if settings.legacy.is_none() {
+            return Err(StartError::no_dry_run());
+        }
+        Relay::start_as(settings, clock, data, true).await
+    }
+
     /// The same; `data` says what an operator knows about the data directory and the relay cannot see.
     pub async fn start_on(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
+        Relay::start_as(settings, clock, data, false).await
+    }
+
+    async fn start_as(
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+        data: Data,
+        dry_run: bool,
+    ) -> Result<Relay, StartError> {
         raise_descriptor_limit();
         let gate = warmup_gate(settings, &StreamNames::fresh(settings))?;
         let plan = plan(settings, &gate)?;
@@ -203,7 +229,8 @@ impl Relay {
         let names = streams::name_streams(&mut spool, settings).map_err(unusable)??;
         let gate = warmup_gate(settings, &names)?;
         let plan = Plan { order: gate.order(), ..plan };
-        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool, &names)
+        let rows = if dry_run { Some(spool.store().ledger_rows().map_err(unusable)?) } else { None };
+        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool, &names, rows)
     }
 
     /// Resolves when the committer has died: the process must end with 74.
@@ -349,6 +376,7 @@ fn assemble(
     watermark: Watermark,
     mut spool: Spool<SqliteStore>,
     names: &StreamNames,
+    dry_run: Option<Vec<Row>>,
 ) -> Result<Relay, StartError> {
     let io = |error: io::Error| StartError::Io(error.to_string());
     let default = [DEFAULT_STREAM.to_owned()];
@@ -367,7 +395,12 @@ fn assemble(
     let (operators, questions) =
         Operators::new(&settings.data_dir, directory::terms(settings), clock.clone(), metrics.clone());
     let heard_until = spool.ledger().clock().map_or(clock.now(), |mark| mark.time);
-    let gate = Arc::new(LiveGate::new(gate.with_directory(operators.clone())));
+    let gate = gate.with_directory(operators.clone());
+    let gate = Arc::new(if dry_run.is_some() { LiveGate::dry(gate) } else { LiveGate::new(gate) });
+    let as_if = |rows: Vec<Row>| {
+        DryRun::new(&rows, gate.clone(), clock.clone(), metrics.clone(), names.all().to_vec()).map_err(unusable)
+    };
+    let dry_run = dry_run.map(as_if).transpose()?;
     plan.order = gate.current().order_now(spool.ledger(), clock.now());
     let brakes = Brakes::new(feedback::Terms::of(settings), operators.clone(), clock.clone(), metrics.clone());
     brakes.begin(spool.ledger());
@@ -386,6 +419,7 @@ fn assemble(
         watermark: watermark.clone(),
         operators: operators.clone(),
         streams: streams.clone(),
+        dry_run: dry_run.clone(),
     });
     let stopping: CancellationToken = no_more_mail;
     let bound: Vec<_> = sockets.smtp.iter().map(|(_, address, index)| (*address, *index)).collect();
@@ -398,6 +432,7 @@ fn assemble(
         metrics: metrics.clone(),
         last_job: Default::default(),
         moves_told: Default::default(),
+        dry_run: dry_run.clone(),
         clock: clock.clone(),
         holds,
         watermark,
@@ -427,6 +462,16 @@ fn assemble(
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
     let mut admin = JoinSet::new();
     admin.spawn(admin::server::serve(listener, backend.clone(), metrics.clone(), quiet.clone().cancelled_owned()));
+    if let Some(dry_run) = dry_run {
+        let quiet = quiet.clone().cancelled_owned();
+        admin.spawn(async move {
+            tokio::select! {
+                () = dry_run.run() => {}
+                () = quiet => {}
+            }
+            Ok(())
+        });
+    }
     let telling = brakes.clone().run(handle, quiet.clone());
     admin.spawn(async move {
         telling.await;

@@ -23,6 +23,11 @@ const AUDIT_MOST: usize = 10_000;
 
 impl RelayBackend {
     pub(super) async fn changed(&self, order: ChangeOrder, actor: u32) -> Result<ChangeAnswer, BackendError> {
+        if self.dry_run.is_some() && matches!(order.change, Change::SetDay { .. }) && !order.dry_run {
+            return Err(BackendError::Refused(
+                "this is a dry run: the ramp stands still, its day cannot be set".into(),
+            ));
+        }
         let (gate, asked, has_legacy) =
             (self.gate.current(), order.clone(), self.routes.current().pool(Route::Legacy).is_some());
         let look = move |ledger: &Ledger, now| prepared(&gate, ledger, &asked, actor, now);
@@ -32,10 +37,14 @@ impl RelayBackend {
             return Ok(answer);
         }
         let audit = Audit { job: self.next_job(), actor, detail: detail(&order, &answer) };
+        let same = self.dry_run.as_ref().map(|_| what.clone());
         let braked = if let What::Brake { lane, .. } = &what { Some(*lane) } else { None };
         let told = self.spool.chore(Chore::Tell(Telling { what, audit: Some(audit) })).await.map_err(unavailable)?.told;
         if let Some(Told::Nothing(why)) = told.as_deref() {
             return Err(BackendError::NoChange((*why).into()));
+        }
+        if let (Some(dry_run), Some(what)) = (&self.dry_run, same) {
+            dry_run.tell(&what);
         }
         self.metrics.warmup_admin_actions.of(label(&order.change)).inc();
         log(&order, actor);
