@@ -88,12 +88,14 @@ pub struct Exchange {
     pub host: String,
 }
 
+/// Longest time that name servers are believed about mail servers: RFC 2181 §8 asks for a bound, a week is usual.
+const SERVERS_TTL_MAX: Duration = Duration::from_secs(7 * 86_400);
 /// Mail servers kept of one answer; a domain has a handful.
 pub const SERVERS_MAX: usize = 64;
 
 /// Asks `servers`, or those of the system when there are none. All tries of one question together take about `timeout`.
 pub fn mail_servers(servers: &[SocketAddr], timeout: Duration) -> Arc<dyn MailServers> {
-    Arc::new(Network::remembering(0, servers, timeout))
+    Arc::new(Network::remembering(0, SERVERS_TTL_MAX, servers, timeout))
 }
 
 /// The answers so far, in front of a [`Source`].
@@ -185,11 +187,11 @@ pub struct Network {
 
 impl Network {
     pub fn new(servers: &[SocketAddr], timeout: Duration) -> Network {
-        Network::remembering(NAMES_MAX, servers, timeout)
+        Network::remembering(NAMES_MAX, FRESH_MAX, servers, timeout)
     }
 
-    /// The library keeps so many answers itself.
-    fn remembering(answers: usize, servers: &[SocketAddr], timeout: Duration) -> Network {
+    /// The library keeps so many answers itself, and says of none that it is good for longer than `ttl_max`.
+    fn remembering(answers: usize, ttl_max: Duration, servers: &[SocketAddr], timeout: Duration) -> Network {
         let builder = match servers {
             [] => TokioResolver::builder_tokio(),
             servers => Ok(TokioResolver::builder_with_config(configured(servers), TokioRuntimeProvider::default())),
@@ -200,6 +202,7 @@ impl Network {
             (options.timeout, options.attempts) = (timeout / 2, 1);
             options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
             // Ours is the memory that counts; a name that was missing is asked for again when it is wanted again.
+            options.positive_max_ttl = Some(ttl_max);
             (options.cache_size, options.negative_max_ttl) = (answers as u64, Some(Duration::from_secs(5)));
             builder.build()
         });

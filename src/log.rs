@@ -390,7 +390,7 @@ fn level_name(level: Level) -> &'static str {
 }
 
 /// UTC to the millisecond, always the same length.
-fn rfc3339(at: Timestamp) -> String {
+pub fn rfc3339(at: Timestamp) -> String {
     match jiff::Timestamp::from_nanosecond(i128::from(at.0)) {
         Ok(at) => format!("{at:.3}"),
         Err(_) => "-".into(),

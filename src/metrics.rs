@@ -125,10 +125,13 @@ pub struct Metrics {
     pub queue_expired: IntCounter,
     pub delivery_reports: By<ReportResult, IntCounter>,
     pub queue_admin_actions: By<AdminAction, IntCounter>,
+    pub dry_run_recipients: DryRunRecipients,
     pub stream_admin_actions: By<StreamAction, IntCounter>,
 
     pub warmup_day_boundaries: By<DayOutcome, IntCounter>,
     pub warmup_overrun_recipients: IntCounter,
+    pub warmup_brakes: By<Provider, By<BrakeStep, IntCounter>>,
+    pub warmup_brake_active: By<Provider, IntGauge>,
     pub warmup_admin_actions: By<WarmupAction, IntCounter>,
 
     pub mx_lookups: By<MxResult, IntCounter>,
@@ -161,6 +164,7 @@ pub struct Mirrored {
     pub warmup_complete: IntGauge,
     pub warmup_day_end_timestamp_seconds: Gauge,
     pub clock_trusted: IntGauge,
+    pub dry_run: IntGauge,
     pub queue_messages: By<QueueState, IntGauge>,
     pub queue_bytes: By<QueueState, IntGauge>,
     pub queue_oldest_message_timestamp_seconds: By<QueueState, Gauge>,
@@ -223,12 +227,22 @@ impl Metrics {
             "Day boundaries by what they did to the stage.",
             &["outcome"],
         )?;
+        let brakes = make.counters(
+            "warmup_brakes_total",
+            "Times that a provider's brake was put on, or on harder.",
+            &["provider", "level"],
+        )?;
         let by_hand =
             make.counters("queue_admin_actions_total", "Commands of operators that changed queued mail.", &["action"])?;
         let told = make.counters("warmup_admin_actions_total", "What operators told the ramp.", &["action"])?;
         let moves =
             make.counters("stream_admin_actions_total", "Commands of operators that moved a stream.", &["action"])?;
         let mx = make.counters("mx_lookups_total", "Questions for the mail servers of a domain.", &["result"])?;
+        let dry = make.counters(
+            "dry_run_recipients_total",
+            "In a dry run: recipients by the route they would have taken and why.",
+            &["stream", "route", "reason"],
+        )?;
         let http = make.counters("http_requests_total", "Requests to the admin plane.", &["handler", "code"])?;
 
         Ok(Metrics {
@@ -270,8 +284,15 @@ impl Metrics {
             queue_expired: make.counter("queue_expired_total", "Recipients given up for age.")?,
             delivery_reports: By::new(|result| reports.child(&[result])),
             queue_admin_actions: By::new(|action| by_hand.child(&[action])),
+            dry_run_recipients: DryRunRecipients::new(dry, streams),
             stream_admin_actions: By::new(|action| moves.child(&[action])),
             warmup_day_boundaries: By::new(|outcome| days.child(&[outcome])),
+            warmup_brakes: By::new(|provider| By::new(|level| brakes.child(&[provider, level]))),
+            warmup_brake_active: make.int_gauges(
+                "warmup_brake_active",
+                "Whether a provider's brake is on, or its stage frozen.",
+                "provider",
+            )?,
             warmup_overrun_recipients: make.counter(
                 "warmup_overrun_recipients_total",
                 "Recipients sent by the new route beyond the limit; must stay 0.",
@@ -359,6 +380,8 @@ impl Mirrored {
             warmup_complete: make.int_gauge("warmup_complete", "Whether the ramp is complete.")?,
             warmup_day_end_timestamp_seconds: make
                 .gauge("warmup_day_end_timestamp_seconds", "When the sending day ends.")?,
+            dry_run: make
+                .int_gauge("dry_run", "Whether everything goes by legacy and the ramp only says what it would do.")?,
             clock_trusted: make.int_gauge("clock_trusted", "Whether the machine's clock can be right.")?,
             queue_messages: make.int_gauges("queue_messages", "Messages queued.", "state")?,
             queue_bytes: make.int_gauges("queue_bytes", "Bytes of the messages queued.", "state")?,
@@ -380,6 +403,21 @@ pub fn seconds(at: Timestamp) -> f64 {
 /// Registers series with the prefix and hands out their handles.
 struct Maker {
     registry: Registry,
+}
+
+/// What a dry run says. The only series that come with their first event: a real run has one of them, not hundreds.
+pub struct DryRunRecipients(Counters);
+
+impl DryRunRecipients {
+    fn new(family: Counters, streams: &[String]) -> Self {
+        family.child(&[&streams[0], Route::New.name(), Reason::InQuota.name()]);
+        DryRunRecipients(family)
+    }
+
+    /// `stream` is the name of one of the settings'.
+    pub fn count(&self, stream: &str, would: Route, reason: Reason, recipients: u64) {
+        self.0.child(&[stream, would.name(), reason.name()]).inc_by(recipients);
+    }
 }
 
 struct Counters(prometheus::IntCounterVec);

@@ -17,6 +17,7 @@ use mailramp::clock::{Clock, SystemClock, TrustedClock};
 use mailramp::delivery::dispatcher::QueueIds;
 use mailramp::message::{Queue, QueueId, Route, Timestamp};
 use mailramp::metrics::{Build, Metrics};
+use mailramp::operators::Operators;
 use mailramp::policy::{Calendar, StreamRules};
 use mailramp::relay::gate::WarmupGate;
 use mailramp::relay::intake::{DoorCounter, SpoolIntake};
@@ -106,7 +107,9 @@ impl Door {
             clock,
             metrics: metrics.clone(),
             watermark: Watermark::new(folder.path().into(), 0, u64::MAX),
+            operators: Operators::without_lanes(Arc::new(SystemClock)),
             streams: Default::default(),
+            dry_run: None,
         });
         let settings = SessionSettings { allow_from: vec!["127.0.0.0/8".parse().unwrap()], ..Default::default() };
         let listener = ListenerSettings { address: SocketAddr::from(([127, 0, 0, 1], 0)), index: 0 };

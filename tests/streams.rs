@@ -31,7 +31,7 @@ const STREAMS: &str = "[[streams]]\nname = \"digest\"\nmatch.from = \"*@news.exa
 struct Bench {
     folder: tempfile::TempDir,
     settings: Settings,
-    _runtime: Runtime,
+    runtime: Runtime,
     hop: Option<Scripted>,
     _reserved: Option<TcpSocket>,
 }
@@ -42,6 +42,14 @@ impl Bench {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let hop = runtime.block_on(Script::new().start());
         Bench::with(runtime, hop.address, Some(hop), None)
+    }
+
+    /// The same, and one behind it that is the legacy server.
+    fn with_legacy() -> (Bench, Scripted) {
+        let mut bench = Bench::open();
+        let legacy = bench.runtime.block_on(Script::new().start());
+        bench.settings.legacy = Some(legacy.address);
+        (bench, legacy)
     }
 
     /// Nobody answers: what was accepted can be looked at.
@@ -59,7 +67,7 @@ impl Bench {
         let users = folder.path().join("users");
         fs::write(&users, user_line("crm", "secret")).unwrap();
         fs::set_permissions(&users, fs::Permissions::from_mode(0o600)).unwrap();
-        Bench { folder, settings, _runtime: runtime, hop, _reserved: reserved }
+        Bench { folder, settings, runtime, hop, _reserved: reserved }
     }
 
     fn save(&self, streams: &str) -> PathBuf {
@@ -240,4 +248,27 @@ fn waiting_mail_keeps_its_stream_when_the_settings_change_their_order_or_forget_
     assert_eq!(bench.queued("fresh"), [fresh]);
     assert_eq!((received(&relay, "batch"), received(&relay, "fresh")), (0.0, 1.0));
     relay.stop();
+}
+
+#[test]
+fn a_stream_that_stays_on_legacy_goes_there_and_the_others_by_the_new_server_with_and_without_a_ramp() {
+    for ramp in [false, true] {
+        let (mut bench, legacy) = Bench::with_legacy();
+        if ramp {
+            bench.settings = bench.settings.clone().limit(100, "policy = \"hold-then-legacy\"");
+        }
+        let streams = STREAMS.replacen("match.from", "route = \"legacy\"\nmatch.from", 1);
+        let relay = bench.start(&streams);
+        let mut app = Application::connect(relay.smtp);
+        app.send(SENDER, &["you@example.net"], &mail("From: x@news.example.com"));
+        app.send(SENDER, &["me@example.net"], &mail("From: a@example.com"));
+        assert_eq!(
+            bench.relayed(1, &relay),
+            ["From: a@example.com\r\nSubject: hello\r\n\r\nhello\r\n"],
+            "ramp: {ramp}"
+        );
+        until("the other is relayed", || legacy.messages().len() == 1, || relay.whole_log());
+        assert_eq!(legacy.messages()[0].rcpts, ["RCPT TO:<you@example.net>"], "ramp: {ramp}");
+        relay.stop();
+    }
 }

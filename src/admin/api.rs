@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::explain::{ExplainOrder, Explained};
 pub use super::queue::{
     ActionAnswer, LeftAlone, QueueAction, QueueStep, RouteName, Selection, ShownMessage, ShownPart, StepAnswer,
 };
@@ -28,6 +29,9 @@ pub struct Snapshot {
     #[serde(with = "time")]
     pub now: Timestamp,
     pub clock: ClockStatus,
+    /// Everything goes by legacy; this is what the ramp would do. `None`: a real run.
+    #[serde(default)]
+    pub dry_run: Option<AsIf>,
     pub warmup: Warmup,
     /// By an operator, over everything else.
     #[serde(default)]
@@ -45,6 +49,19 @@ pub struct Snapshot {
     pub legacy: RouteStatus,
     pub queue: QueueTotals,
     pub spool: SpoolStatus,
+}
+
+/// How far the ramp would be today, if this run had been a real one since its start. Recipients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsIf {
+    /// Sending day, from 1; `None` before the start and without a limit.
+    pub day: Option<u32>,
+    /// `None`: no limit.
+    pub limit: Option<u64>,
+    pub new: u64,
+    pub legacy: u64,
+    /// They would wait for a token now.
+    pub held: u64,
 }
 
 /// What is thought of the machine's clock.
@@ -402,6 +419,7 @@ pub enum Command {
     Audit {
         since_seconds: u64,
     },
+    Explain(ExplainOrder),
     StreamList,
     StreamMove(MoveOrder),
     StreamUndo(UndoOrder),
@@ -434,6 +452,7 @@ pub enum Answer {
     Audit(AuditPage),
     /// Everything is as it was asked to be already; nothing was changed.
     NoChange(String),
+    Explain(Box<Explained>),
     StreamList(StreamPage),
     StreamMove(Box<MoveAnswer>),
     /// The request was not understood or not allowed; asking again does not help.

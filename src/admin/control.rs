@@ -180,6 +180,7 @@ async fn obey(command: Command, backend: &dyn Backend, actor: u32) -> Answer {
             Err(why) => Err(BackendError::Refused(why)),
         },
         Command::Audit { since_seconds } => backend.audit(since_seconds).await.map(Answer::Audit),
+        Command::Explain(order) => backend.explain(order).await.map(|answer| Answer::Explain(Box::new(answer))),
         Command::StreamList => backend.streams().await.map(Answer::StreamList),
         Command::StreamMove(order) => {
             backend.move_stream(order, actor).await.map(|answer| Answer::StreamMove(Box::new(answer)))

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::api::*;
+use super::explain::{ExplainOrder, Explained, ExplainedLane, ExplainedRecipient};
 use super::streams::{MoveAnswer, MoveOrder, Outlook, StreamPage, StreamRow, ToldMove, UndoOrder, Waiting, WayName};
 use super::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::message::Timestamp;
@@ -17,6 +18,7 @@ pub fn snapshot() -> Snapshot {
         version: "0.1.0".into(),
         now,
         clock: ClockStatus { trusted: true, off_seconds: 0, shows: now },
+        dry_run: None,
         warmup: Warmup {
             state: DayState::Ramping,
             day: Some(9),
@@ -204,6 +206,52 @@ pub fn audit_page() -> AuditPage {
     }
 }
 
+/// A message that waits for its provider's lane.
+pub fn explained() -> Explained {
+    let now = snapshot().now;
+    let at = |seconds: i64| Timestamp::from_seconds(now.seconds() + seconds);
+    let lane = |name: &str, limit, used, refuses: Option<&str>| ExplainedLane {
+        lane: name.into(),
+        limit: Some(limit),
+        used_today: used,
+        closed: None,
+        pace_left: Some(3).filter(|_| refuses.is_none()),
+        day_left: Some(limit - used),
+        left_24h: Some(limit - used),
+        reserve: if refuses.is_none() { 40 } else { 0 },
+        share_left: None,
+        refuses: refuses.map(String::from),
+        until: refuses.map(|_| at(6 * 3600 + 12 * 60)),
+    };
+    let recipient = ExplainedRecipient {
+        to: MaskedAddress::of(b"dora@outlook.com"),
+        provider: "microsoft".into(),
+        route: "new".into(),
+        state: Some(ItemState::Held),
+        reason: "in_quota".into(),
+        meaning: "the limit has room, now or within the longest wait".into(),
+        attempts: 0,
+        due: Some(now),
+        deadline: Some(at(10_080)),
+        expires: None,
+        maybe_delivered: false,
+        last_reply: String::new(),
+    };
+    let streams = stream_page();
+    Explained {
+        now,
+        zone: streams.zone,
+        dry_run: false,
+        id: Some("01K5Y7Q2M8R4".into()),
+        stream: "digest".into(),
+        way: WayName::Ramp,
+        moved: streams.streams[0].moved.clone(),
+        recipients: vec![recipient],
+        more: 0,
+        lanes: vec![lane("all", 1_281, 1_019, None), lane("microsoft", 269, 269, Some("day"))],
+    }
+}
+
 /// Three streams; one was moved, and will be again.
 pub fn stream_page() -> StreamPage {
     let now = snapshot().now;
@@ -375,6 +423,10 @@ impl Backend for FakeBackend {
         let mut page = audit_page();
         page.entries.retain(|entry| snapshot().now.since(entry.at).as_secs() <= since_seconds);
         self.or_broken(page)
+    }
+
+    fn explain(&self, _: ExplainOrder) -> BoxFuture<'_, Result<Explained, BackendError>> {
+        self.or_broken(explained())
     }
 
     fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>> {

@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod control;
+pub mod explain;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod queue;
@@ -28,6 +29,7 @@ use api::{
     AuditPage, ChangeAnswer, ChangeOrder, ClockAnswer, QueueAction, QueueFilter, QueuePage, QueueStep, Selection,
     ShownMessage, Snapshot, StepAnswer,
 };
+use explain::{ExplainOrder, Explained};
 use streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -67,6 +69,9 @@ pub trait Backend: Send + Sync + 'static {
     /// What operators did in the last `since_seconds`, as far as it is kept.
     fn audit(&self, since_seconds: u64) -> BoxFuture<'_, Result<AuditPage, BackendError>>;
 
+    /// Why a message goes where it goes, or what would happen to one now.
+    fn explain(&self, order: ExplainOrder) -> BoxFuture<'_, Result<Explained, BackendError>>;
+
     /// Every stream, and where its mail goes.
     fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>>;
 
@@ -75,6 +80,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What taking back the last move of a stream means; with `yes` it is done, for the user `actor`.
     fn undo_move(&self, order: UndoOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>>;
+
+    /// Everything goes by legacy, and the ramp only says what it would do.
+    fn is_dry_run(&self) -> bool {
+        false
+    }
 
     /// The SMTP listeners that should be answering now; none once the relay is stopping.
     fn listeners(&self) -> Vec<ListenerProbe>;
@@ -129,6 +139,7 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
         warmup_complete,
         warmup_day_end_timestamp_seconds,
         clock_trusted,
+        dry_run,
         queue_messages,
         queue_bytes,
         queue_oldest_message_timestamp_seconds,
@@ -160,6 +171,7 @@ pub fn mirror(metrics: &Metrics, snapshot: &Snapshot) {
     warmup_day_end_timestamp_seconds.set(seconds(warmup.day_ends));
 
     clock_trusted.set(i64::from(snapshot.clock.trusted));
+    dry_run.set(i64::from(snapshot.dry_run.is_some()));
 
     for state in QueueState::ALL {
         let totals = snapshot.queue.of(*state);

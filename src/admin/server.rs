@@ -86,7 +86,8 @@ async fn show_metrics(State(admin): State<Admin>) -> Response {
 async fn show_readiness(State(admin): State<Admin>) -> Response {
     let faults = admin.readiness.faults().await;
     if faults.is_empty() {
-        return plain(StatusCode::OK, "ready\n".into());
+        let note = if admin.backend.is_dry_run() { "dry run: everything goes by legacy\n" } else { "" };
+        return plain(StatusCode::OK, format!("ready\n{note}"));
     }
     plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", faults.join("\n")))
 }

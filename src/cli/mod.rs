@@ -8,6 +8,7 @@ pub mod backup;
 pub mod by_hand;
 pub mod config;
 pub mod demo;
+pub mod explain;
 pub mod plan;
 pub mod queue;
 pub mod run;

@@ -20,6 +20,10 @@ pub struct Options {
     /// Other copies and backups are recognised without this. For one start only: each start with it pauses again
     #[arg(long)]
     restored: bool,
+    /// Everything really goes by legacy. What the ramp would have done is only said: in the log (dry_run=true), in the
+    /// metrics and in `mailramp status`. Nothing counts as sent, and a later run without this begins with day 1
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Runs until SIGTERM or SIGINT. SIGHUP: goes on with the settings as they are then.
@@ -33,15 +37,28 @@ pub fn run(options: &Options, context: &mut Context<'_>) -> Result<(), Failure> 
         .build()
         .map_err(|error| Failure::new(exit::IO, format!("cannot start threads: {error}")))?;
     let data = if options.restored { Data::Restored } else { Data::AsFound };
-    runtime.block_on(serve(&path, &loaded.settings, Arc::new(SystemClock), data))
+    runtime.block_on(serve(&path, &loaded.settings, Arc::new(SystemClock), data, options.dry_run))
 }
 
-async fn serve(path: &Path, settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<(), Failure> {
+async fn serve(
+    path: &Path,
+    settings: &Settings,
+    clock: Arc<dyn Clock>,
+    data: Data,
+    dry_run: bool,
+) -> Result<(), Failure> {
     let unusable = |error: std::io::Error| Failure::new(exit::IO, format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(unusable)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unusable)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(unusable)?;
-    let mut relay = Relay::start_on(settings, clock, data).await.map_err(failure)?;
+    let started = match dry_run {
+        true => Relay::start_dry(settings, clock, data).await,
+        false => Relay::start_on(settings, clock, data).await,
+    };
+    let mut relay = started.map_err(failure)?;
+    if dry_run {
+        tracing::warn!(event = "relay.dry_run", "everything goes by legacy; what the ramp would do is only said");
+    }
     for address in &relay.smtp {
         tracing::info!(event = "relay.listening", address = %address, protocol = "smtp");
     }

@@ -33,6 +33,7 @@ pub(super) fn run(options: &Options, context: &mut Context<'_>) -> Result<(), Fa
 pub fn render(snapshot: &Snapshot, paint: Paint) -> String {
     let mut out = String::new();
     clock(&mut out, snapshot, paint);
+    dry_run(&mut out, snapshot, paint);
     headline(&mut out, snapshot, paint);
     today(&mut out, snapshot, paint);
     providers(&mut out, snapshot, paint);
@@ -82,6 +83,16 @@ fn put_aside(queue: &QueueTotals, paint: Paint) -> String {
         }
     }
     out
+}
+
+/// Only in one, and then before the ramp: its numbers stand still.
+fn dry_run(out: &mut String, snapshot: &Snapshot, paint: Paint) {
+    let Some(as_if) = &snapshot.dry_run else { return };
+    let _ = writeln!(out, "{} everything goes by legacy, and nothing counts as sent", paint.warn("DRY RUN:"));
+    let day = as_if.day.map_or(String::new(), |day| format!("day {day}, "));
+    let limit = as_if.limit.map_or("no limit".into(), |limit| format!("limit {}", count(limit)));
+    let (new, legacy, held) = (count(as_if.new), count(as_if.legacy), count(as_if.held));
+    let _ = writeln!(out, "today as if   {day}{limit}: {new} by new, {legacy} by legacy, {held} held");
 }
 
 /// Only when it is wrong, and then first: whatever follows is told by the time that has passed.

@@ -8,6 +8,7 @@ use super::text::{self, count, counted, span};
 use super::{Context, Failure, exit};
 use crate::admin::api::{Answer, Command};
 use crate::admin::streams::{MoveAnswer, MoveOrder, Outlook, StreamPage, StreamRow, ToldMove, UndoOrder, WayName};
+use crate::config::{Settings, process_environment};
 use crate::log::printable;
 use crate::message::Timestamp;
 
@@ -64,9 +65,10 @@ pub struct Undo {
 pub(super) fn run(command: &Streams, context: &mut Context<'_>) -> Result<(), Failure> {
     match command {
         Streams::List(List { json }) => {
-            let Answer::StreamList(page) = context.call(Command::StreamList)? else {
+            let Answer::StreamList(mut page) = context.call(Command::StreamList)? else {
                 return Err(Failure::strange_answer());
             };
+            name_places(&mut page, context);
             let text = if *json { super::json(&page)? } else { listing(&page) };
             context.write(&text)
         }
@@ -76,6 +78,20 @@ pub(super) fn run(command: &Streams, context: &mut Context<'_>) -> Result<(), Fa
         }
         Streams::Undo(Undo { stream, yes, json }) => {
             change(Command::StreamUndo(UndoOrder { stream: stream.clone(), yes: *yes }), *json, context)
+        }
+    }
+}
+
+/// Where the settings say it: in the file, as far as it can be read and says the same as the relay.
+fn name_places(page: &mut StreamPage, context: &Context<'_>) {
+    let Some(loaded) = context.config_path().ok().and_then(|path| Settings::load(&path, process_environment()).ok())
+    else {
+        return;
+    };
+    for row in &mut page.streams {
+        let Some(index) = loaded.settings.streams.iter().position(|stream| stream.name == row.name) else { continue };
+        if loaded.settings.streams[index].route.name() == row.configured.text() {
+            row.configured_at = loaded.origin(&format!("streams[{index}].route")).map(ToString::to_string);
         }
     }
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::client::Transaction;
+use super::feedback::{About, Heard, Judgement};
 use super::outcome::{Cause, Report, Verdict};
 use super::settle::{Settled, said};
 use super::telling::Reports;
-use crate::message::Route;
+use crate::message::{LaneId, Route};
 use crate::metrics::{AttemptResult, Category, DayOutcome, Label, Metrics, Provider, ReplyClass, ReportResult};
 use crate::reply::Reply;
 use crate::spool::Done;
@@ -16,6 +17,8 @@ pub struct Told<'a> {
     pub route: Route,
     pub transaction: &'a Transaction,
     pub report: &'a Report,
+    /// What is known about each recipient; empty: nothing.
+    pub heard: &'a [Heard],
     pub took: Duration,
     /// Who answered.
     pub remote: &'a str,
@@ -23,55 +26,71 @@ pub struct Told<'a> {
     pub attempt: u32,
 }
 
+/// Recipients one after the other that got the same answer: one line of the log.
+struct Run {
+    result: &'static str,
+    category: Category,
+    provider: Provider,
+    reason: String,
+    rcpts: u64,
+}
+
+impl Run {
+    fn says_the_same(&self, other: &Run) -> bool {
+        (self.result, self.category, self.provider) == (other.result, other.category, other.provider)
+            && self.reason == other.reason
+    }
+}
+
 /// Counts and logs an attempt.
 pub fn of_attempt(metrics: &Metrics, told: Told<'_>) {
-    let Told { route, transaction, report, took, remote, attempt } = told;
+    let Told { route, transaction, report, took, remote, attempt, .. } = told;
     metrics.delivery_duration_seconds.of(route).observe(took.as_secs_f64());
-    let attempts = metrics.delivery_attempts.of(route).of(Provider::All);
-    let mut said_before: Option<(&'static str, String)> = None;
-    for verdict in &report.verdicts {
-        let result = match verdict {
-            Verdict::Delivered { reply } => {
-                of_reply(metrics, route, &Cause::Reply(reply.clone()));
-                AttemptResult::Delivered
+    let mut runs: Vec<Run> = Vec::new();
+    let unheard = Heard::default();
+    for (place, verdict) in report.verdicts.iter().enumerate() {
+        let heard = told.heard.get(place).unwrap_or(&unheard);
+        let judgement = heard.judgement.as_deref();
+        let provider = provider_of(heard.lane);
+        let (result, category) = match verdict {
+            Verdict::Delivered { reply } => (AttemptResult::Delivered, of_answer(metrics, route, reply, None)),
+            Verdict::Deferred { cause: Cause::Reply(reply), .. } => {
+                (AttemptResult::Deferred, of_answer(metrics, route, reply, judgement))
             }
-            Verdict::Deferred { cause, .. } => {
-                of_reply(metrics, route, cause);
-                AttemptResult::Deferred
-            }
-            Verdict::Rejected { reply, .. } => {
-                of_reply(metrics, route, &Cause::Reply(reply.clone()));
-                AttemptResult::Rejected
-            }
-            Verdict::Unknown { fault } => {
-                of_reply(metrics, route, &Cause::Fault(fault.clone()));
-                AttemptResult::Unknown
-            }
+            Verdict::Deferred { cause: Cause::Fault(_), .. } => (AttemptResult::Deferred, of_silence(metrics, route)),
+            Verdict::Rejected { reply, .. } => (AttemptResult::Rejected, of_answer(metrics, route, reply, judgement)),
+            Verdict::Unknown { .. } => (AttemptResult::Unknown, of_silence(metrics, route)),
             Verdict::Untouched => continue,
         };
-        attempts.of(result).inc();
-        // One line for each different answer, with the number of recipients that got it.
-        let text = match verdict {
+        let attempts = metrics.delivery_attempts.of(route);
+        attempts.of(Provider::All).of(result).inc();
+        if provider != Provider::All {
+            attempts.of(provider).of(result).inc();
+        }
+        let reason = match verdict {
             Verdict::Delivered { reply } => reply.to_string(),
             other => said(other).unwrap_or_default(),
         };
-        let this = (verdict.name(), text);
-        if said_before.as_ref() == Some(&this) {
-            continue;
+        let run = Run { result: verdict.name(), category, provider, reason, rcpts: 1 };
+        match runs.last_mut() {
+            Some(last) if last.says_the_same(&run) => last.rcpts += 1,
+            _ => runs.push(run),
         }
-        let rcpts = report.verdicts.iter().filter(|v| v.name() == verdict.name()).count();
+    }
+    for run in runs {
         tracing::info!(
             event = "delivery.result",
             id = %transaction.id,
             route = route.name(),
-            result = this.0,
-            rcpts,
+            result = run.result,
+            category = run.category.text(),
+            provider = run.provider.text(),
+            rcpts = run.rcpts,
             attempt,
             upstream = remote,
             latency_ms = took.as_millis() as u64,
-            reason = this.1,
+            reason = run.reason,
         );
-        said_before = Some(this);
     }
     if report.verdicts.iter().any(|v| matches!(v, Verdict::Unknown { .. })) {
         tracing::warn!(event = "delivery.maybe", id = %transaction.id, route = route.name(),
@@ -111,13 +130,36 @@ pub fn of_settled(metrics: &Metrics, settled: &Settled) {
     }
 }
 
-/// Counts the last word of a next hop on a recipient or a connection.
+/// Counts the last word of a next hop on a connection.
 pub fn of_reply(metrics: &Metrics, route: Route, cause: &Cause) {
-    let (class, category) = match cause {
-        Cause::Fault(_) => (ReplyClass::Missing, Category::Network),
-        Cause::Reply(reply) => (class_of(reply), category_of(reply)),
+    match cause {
+        Cause::Fault(_) => of_silence(metrics, route),
+        Cause::Reply(reply) => of_answer(metrics, route, reply, None),
     };
-    metrics.upstream_replies.of(route).of(class).of(category).inc();
+}
+
+fn of_silence(metrics: &Metrics, route: Route) -> Category {
+    metrics.upstream_replies.of(route).of(ReplyClass::Missing).of(Category::Network).inc();
+    Category::Network
+}
+
+fn of_answer(metrics: &Metrics, route: Route, reply: &Reply, judgement: Option<&Judgement>) -> Category {
+    let category = match judgement.map(|judgement| judgement.about) {
+        None => category_of(reply),
+        Some(About::Rate) => Category::Rate,
+        Some(About::Reputation) => Category::Reputation,
+        Some(About::Mailbox) => Category::Recipient,
+        Some(About::Content) => Category::Content,
+        Some(About::Auth) => Category::Auth,
+        Some(About::Config | About::Load) => Category::Other,
+    };
+    metrics.upstream_replies.of(route).of(class_of(reply)).of(category).inc();
+    category
+}
+
+/// Lanes and label values stand in the same order, the total first.
+fn provider_of(lane: LaneId) -> Provider {
+    Provider::ALL.get(usize::from(lane.0)).copied().unwrap_or(Provider::Other)
 }
 
 /// Counts and logs what a commit of the spool did.
@@ -150,7 +192,7 @@ fn class_of(reply: &Reply) -> ReplyClass {
     }
 }
 
-/// What a reply is about, by its code alone; the signal rules will know better.
+/// What a reply is about, by its code alone, where no rule knows better.
 fn category_of(reply: &Reply) -> Category {
     match (reply.code, reply.enhanced.map(|e| e.1)) {
         (200..400, _) => Category::Ok,

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::account;
 use super::budget::ReportBudget;
 use super::cap::RecipientCap;
+use super::feedback::Feedback;
 use super::opening::Target;
 use super::pool::Pool;
 use super::schedule::Schedule;
@@ -63,6 +64,8 @@ pub struct Plan {
     pub order: Vec<StreamId>,
     /// Reports to one sender in any hour.
     pub reports_per_hour: u64,
+    /// Who knows what replies mean.
+    pub feedback: Arc<dyn Feedback>,
 }
 
 /// Hands out queue ids: rising with time, never the same twice.
@@ -115,6 +118,7 @@ pub struct Dispatcher {
     legacy: Option<RouteState>,
     pub(super) settle: SettleRules,
     pub(super) reports: Mutex<ReportBudget>,
+    pub(super) feedback: Arc<dyn Feedback>,
     order: Vec<StreamId>,
     spool: OnceLock<SpoolHandle>,
     pub(super) clock: Arc<dyn Clock>,
@@ -149,6 +153,7 @@ impl Dispatcher {
             legacy: plan.legacy.map(route),
             settle: plan.settle,
             reports: Mutex::new(ReportBudget::new(plan.reports_per_hour)),
+            feedback: plan.feedback,
             order: plan.order,
             spool: OnceLock::new(),
             clock,
@@ -352,6 +357,11 @@ impl Dispatcher {
     /// There is another route for mail that this one fails to take, and it is not down itself.
     pub(super) fn has_fallback(&self, route: Route) -> bool {
         route == Route::New && self.legacy.as_ref().is_some_and(|legacy| legacy.pool.health().up)
+    }
+
+    /// There is another route for mail that this one refuses, down or not.
+    pub(super) fn has_legacy(&self, route: Route) -> bool {
+        route == Route::New && self.legacy.is_some()
     }
 
     /// When the route may begin another recipient; `None`: now.

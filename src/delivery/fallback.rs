@@ -3,6 +3,7 @@
 //! Only a definite non-acceptance does, never an unknown outcome; and only a failure of the kind that the operator
 //! named. What the next hop cannot carry at all goes by the other route in any case. Plain.
 
+use super::feedback::{About, Judgement};
 use super::outcome::{Cause, Fault, Stage, Verdict};
 
 /// Kinds of failure, by what the operator would call them.
@@ -22,10 +23,12 @@ pub struct FallbackRules {
     pub connect: bool,
     pub tls: bool,
     pub auth: bool,
+    /// A 5xx that a rule knows to be about who sends.
+    pub reputation: bool,
 }
 
 impl FallbackRules {
-    pub const ALL: FallbackRules = FallbackRules { connect: true, tls: true, auth: true };
+    pub const ALL: FallbackRules = FallbackRules { connect: true, tls: true, auth: true, reputation: true };
 
     /// The operator named failures of this kind.
     pub fn allow(&self, kind: Kind) -> bool {
@@ -34,6 +37,12 @@ impl FallbackRules {
             Kind::Tls => self.tls,
             Kind::Auth => self.auth,
         }
+    }
+
+    /// A recipient that was refused for good may go to the other route: the refusal is about this one.
+    pub fn forgive(&self, judgement: &Judgement) -> bool {
+        let about_sender = matches!(judgement.about, About::Rate | About::Reputation | About::Auth | About::Config);
+        self.reputation && judgement.legacy_helps && about_sender
     }
 
     /// A recipient with this verdict may go to the other route at once.

@@ -11,9 +11,10 @@ use super::account::{self, Told};
 use super::breaker::Hop;
 use super::client::{Connection, Transaction};
 use super::dispatcher::{Dispatcher, RouteState, lock};
-use super::outcome::{Cause, Verdict};
+use super::feedback::{Ending, Said};
+use super::outcome::{Cause, Stage, Verdict};
 use super::settle::Ended;
-use crate::message::{Route, Timestamp};
+use crate::message::{Envelope, Route, Timestamp};
 use crate::spool::{BodySource, Claimed, Fate, Settle};
 
 /// A connection that had nothing to send for so long is closed.
@@ -121,7 +122,9 @@ impl Dispatcher {
         let took = began.elapsed();
         let peer = connection.peer().clone();
         let attempt = item.attempts + 1;
-        let told = Told { route, transaction: &transaction, report: &report, took, remote: &peer.host, attempt };
+        let heard = self.feedback.hear(route, &endings(&transaction.envelope, &report.verdicts));
+        let (heard, remote) = (&heard[..], &peer.host[..]);
+        let told = Told { route, transaction: &transaction, report: &report, heard, took, remote, attempt };
         account::of_attempt(&self.metrics, told);
         // Those beyond the cap of the minute: back in line as they were.
         report.verdicts.resize(item.envelope.recipients.len(), Verdict::Untouched);
@@ -144,9 +147,9 @@ impl Dispatcher {
             self.metrics.routed_recipients.of(item.stream).of(route).of(item.reason).inc_by(delivered as u64);
             self.metrics.queue_wait_seconds.of(route).observe(now.since(item.accepted).as_secs_f64());
         }
-        let fallback = self.has_fallback(route);
-        let (verdicts, remote) = (&report.verdicts[..], Some(peer.host.as_str()));
-        let ended = Ended { item, verdicts, remote, header: &header, fallback, reports_itself };
+        let (fallback, has_legacy) = (self.has_fallback(route), self.has_legacy(route));
+        let (verdicts, remote) = (&report.verdicts[..], Some(remote));
+        let ended = Ended { item, verdicts, heard, remote, header: &header, fallback, has_legacy, reports_itself };
         let settled = {
             let budget = &mut lock(&self.reports);
             self.settle.settle(ended, now, &mut fastrand::Rng::new(), self.ids.next(now), budget)
@@ -174,6 +177,18 @@ impl Dispatcher {
         let (reply, expires) = (item.last_reply.clone(), item.expires.unwrap_or(Timestamp::NEVER));
         let _ = self.spool().settle(Settle { item, fates, reply, expires, report: None }).await;
     }
+}
+
+/// How the attempt ended for each recipient. Our own refusals, and a connection that was lost, say nothing of it.
+fn endings<'a>(envelope: &'a Envelope, verdicts: &'a [Verdict]) -> Vec<Ending<'a>> {
+    let said = |verdict: &'a Verdict| match verdict {
+        Verdict::Delivered { .. } => Said::Accepted,
+        Verdict::Rejected { stage: Stage::Check, .. } => Said::Nothing,
+        Verdict::Deferred { cause: Cause::Reply(reply), .. } | Verdict::Rejected { reply, .. } => Said::Refused(reply),
+        Verdict::Deferred { .. } | Verdict::Unknown { .. } | Verdict::Untouched => Said::Nothing,
+    };
+    let ending = |(recipient, verdict)| Ending { recipient, said: said(verdict) };
+    envelope.recipients.iter().zip(verdicts).map(ending).collect()
 }
 
 /// Small bodies are read and checked before anything is sent; large ones are checked, then streamed.

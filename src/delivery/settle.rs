@@ -1,13 +1,16 @@
 //! From the verdicts of an attempt to what the spool writes: the fate of each recipient. What its sender is told about it
 //! is in [`super::telling`].
 //!
-//! Until signal rules judge replies, the class decides: 5xx is final, everything else is tried again, or goes by the
-//! other route where [`super::fallback`] lets it. Plain: time, randomness and the fresh id come in.
+//! Where a rule knows what a refusal means ([`super::feedback`]) that decides; else its class: 5xx is final, everything
+//! else is tried again, or goes by the other route where [`super::fallback`] lets it. Plain: time, randomness and the
+//! fresh id come in.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::budget::ReportBudget;
 use super::fallback::FallbackRules;
+use super::feedback::Heard;
 use super::notify::told_of_delay;
 use super::outcome::{Cause, Stage, Verdict};
 use super::telling::{ReportRules, Reports, Telling, Told};
@@ -47,12 +50,16 @@ pub struct Ended<'a> {
     pub item: Item,
     /// One for each recipient.
     pub verdicts: &'a [Verdict],
+    /// What is known about each of them; empty: nothing.
+    pub heard: &'a [Heard],
     /// Who answered.
     pub remote: Option<&'a str>,
     /// The first octets of the message, for the report; may be empty.
     pub header: &'a [u8],
     /// There is another route, and it is not down.
     pub fallback: bool,
+    /// There is another route, down or not.
+    pub has_legacy: bool,
     /// The next hop offers DSN: what was delivered is its to report.
     pub reports_itself: bool,
 }
@@ -88,14 +95,19 @@ impl SettleRules {
         // Together they stay one item: the same moment for all that wait.
         let due = now.after(self.retry.delay(item.attempts + 1, random)).min(expires);
         // What may have left by this route, or was sent here by an operator, stays on it.
-        let falls_back = ended.fallback
-            && !item.maybe
+        let may_leave = !item.maybe
             && item.reason != Reason::Manual
-            && (item.deadline.is_some() || self.undated_falls_back);
+            && (item.deadline.is_some() || self.undated_falls_back || item.reason == Reason::Pinned);
+        let falls_back = ended.fallback && may_leave && item.reason != Reason::Pinned;
         let mut telling = Telling::new(&item, ended.remote, expires, now);
         let mut expired = 0;
         let mut fates = Vec::with_capacity(ended.verdicts.len());
         for (place, verdict) in ended.verdicts.iter().enumerate().take(item.envelope.recipients.len()) {
+            let heard = ended.heard.get(place);
+            let verdict = &*as_judged(verdict, heard);
+            let judgement = heard.and_then(|heard| heard.judgement.as_deref());
+            let leaves = may_leave && ended.has_legacy && now < expires;
+            let instead = heard.filter(|_| leaves).and_then(|heard| self.legacy_instead(verdict, heard));
             let fate = match verdict {
                 Verdict::Delivered { reply } => {
                     if !ended.reports_itself {
@@ -105,6 +117,7 @@ impl SettleRules {
                 }
                 Verdict::Untouched => Fate::Untouched,
                 Verdict::Unknown { .. } => Fate::Unknown { due },
+                _ if instead.is_some() => Fate::Rerouted { reason: instead.unwrap_or(Reason::Fallback) },
                 verdict if falls_back && now < expires && self.fallback.apply_to(verdict) => {
                     Fate::Rerouted { reason: Reason::Fallback }
                 }
@@ -112,7 +125,10 @@ impl SettleRules {
                     if self.reports.is_late(&item, now) {
                         telling.delayed(place, *stage, cause);
                     }
-                    Fate::Deferred { due }
+                    match judgement {
+                        Some(judged) if judged.of_domain && !judged.legacy_helps => Fate::Kept { due },
+                        _ => Fate::Deferred { due },
+                    }
                 }
                 Verdict::Deferred { cause, .. } => {
                     expired += 1;
@@ -130,6 +146,16 @@ impl SettleRules {
         let reply = ended.verdicts.iter().find_map(said).unwrap_or_default();
         let told = telling.tell(&self.reports, ended.header, fresh, budget);
         self.settled(item, fates, reply, expires, told, expired, now)
+    }
+
+    /// Why the legacy server takes what was refused, if a rule says that it is likely to be better received.
+    fn legacy_instead(&self, verdict: &Verdict, heard: &Heard) -> Option<Reason> {
+        let judgement = heard.judgement.as_deref()?;
+        match verdict {
+            Verdict::Rejected { .. } if self.fallback.forgive(judgement) => Some(Reason::Fallback),
+            Verdict::Deferred { .. } if heard.braked && judgement.legacy_helps => Some(Reason::Brake),
+            _ => None,
+        }
     }
 
     /// What the spool writes when a message was not delivered in its time.
@@ -174,6 +200,17 @@ impl SettleRules {
     }
 }
 
+/// A 5xx that means later is a 4xx.
+fn as_judged<'a>(verdict: &'a Verdict, heard: Option<&Heard>) -> Cow<'a, Verdict> {
+    let temporary = heard.and_then(|heard| heard.judgement.as_deref()).is_some_and(|judgement| judgement.temporary);
+    match verdict {
+        Verdict::Rejected { stage, reply } if temporary => {
+            Cow::Owned(Verdict::Deferred { stage: *stage, cause: Cause::Reply(reply.clone()) })
+        }
+        verdict => Cow::Borrowed(verdict),
+    }
+}
+
 /// What was said to a recipient that was not delivered, on one line.
 pub fn said(verdict: &Verdict) -> Option<String> {
     let text = match verdict {
@@ -189,6 +226,7 @@ pub fn said(verdict: &Verdict) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::feedback::{About, Judgement};
     use crate::delivery::outcome::Fault;
     use crate::message::{Envelope, LaneId, Queue, Recipient, StreamId};
     use crate::spool::body::NewBody;
@@ -232,7 +270,9 @@ mod tests {
 
     fn settled(rules: &SettleRules, item: Item, verdicts: &[Verdict], now: Timestamp, fallback: bool) -> Settled {
         let (remote, header) = (Some("mx.example"), b"Subject: x\r\n\r\n");
-        let ended = Ended { item, verdicts, remote, header, fallback, reports_itself: true };
+        let heard = &[];
+        let ended =
+            Ended { item, verdicts, heard, remote, header, fallback, has_legacy: fallback, reports_itself: true };
         rules.settle(ended, now, &mut fastrand::Rng::with_seed(1), FRESH, &mut ReportBudget::unlimited())
     }
 
@@ -332,5 +372,80 @@ mod tests {
         assert_eq!(fate(&all, old, &cut, true), Fate::Failed, "its time is over");
         let unknown = [Verdict::Unknown { fault: Fault::Closed }];
         assert!(matches!(fate(&all, dated(), &unknown, true), Fate::Unknown { .. }));
+    }
+
+    /// What becomes of one refusal by a server with a legacy beside it, the rule saying this.
+    fn judged(code: u16, judgement: Judgement, braked: bool, item: Item, rules: &SettleRules) -> Fate {
+        let reply = reply(code, EnhancedCode((code / 100) as u8, 7, 1));
+        let verdict = match code {
+            400..500 => Verdict::Deferred { stage: Stage::Dot, cause: Cause::Reply(reply) },
+            _ => Verdict::Rejected { stage: Stage::Dot, reply },
+        };
+        let heard = [Heard { lane: LaneId(1), judgement: Some(judgement.into()), braked }];
+        let (verdicts, heard) = (&[verdict][..], &heard[..]);
+        // Legacy is down just now: no reason to bounce what it will take later.
+        let (fallback, has_legacy, reports_itself) = (false, true, true);
+        let ended = Ended { item, verdicts, heard, remote: None, header: b"", fallback, has_legacy, reports_itself };
+        let budget = &mut ReportBudget::unlimited();
+        rules.settle(ended, NOW, &mut fastrand::Rng::with_seed(1), FRESH, budget).settle.fates[0]
+    }
+
+    fn about(about: About) -> Judgement {
+        Judgement { rule: "x".into(), about, temporary: false, of_domain: false, legacy_helps: true }
+    }
+
+    #[test]
+    fn class_and_scope_decide_what_becomes_of_a_refusal_and_never_its_digit_alone() {
+        let all = SettleRules { fallback: FallbackRules::ALL, ..rules() };
+        let due = NOW.after(Duration::from_secs(60));
+        let (later, by_fallback) = (Fate::Deferred { due }, Fate::Rerouted { reason: Reason::Fallback });
+        let by_brake = Fate::Rerouted { reason: Reason::Brake };
+        let domain = |class| Judgement { of_domain: true, legacy_helps: false, ..about(class) };
+        let mailbox = Judgement { legacy_helps: false, ..about(About::Mailbox) };
+        let temporary = Judgement { temporary: true, ..about(About::Rate) };
+        // Code and meaning; the fate while the lane is open, and while its brake is on.
+        let rows = [
+            (421, about(About::Rate), later, by_brake),
+            (451, about(About::Reputation), later, by_brake),
+            (550, about(About::Reputation), by_fallback, by_fallback),
+            (550, about(About::Auth), by_fallback, by_fallback),
+            (554, about(About::Config), by_fallback, by_fallback),
+            (550, temporary.clone(), later, by_brake),
+            (
+                550,
+                Judgement { of_domain: true, legacy_helps: false, ..temporary },
+                Fate::Kept { due },
+                Fate::Kept { due },
+            ),
+            (421, domain(About::Rate), Fate::Kept { due }, Fate::Kept { due }),
+            (550, domain(About::Reputation), Fate::Failed, Fate::Failed),
+            (450, mailbox.clone(), later, later),
+            (552, mailbox, Fate::Failed, Fate::Failed),
+            (550, Judgement { legacy_helps: false, ..about(About::Content) }, Fate::Failed, Fate::Failed),
+            (554, about(About::Content), Fate::Failed, Fate::Failed),
+        ];
+        for (code, judgement, open, braked) in rows {
+            let item = || Item { deadline: Some(NOW), ..item("a@example.com", 1) };
+            let fate = |on| judged(code, judgement.clone(), on, item(), &all);
+            assert_eq!((fate(false), fate(true)), (open, braked), "{code} {judgement:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_for_reputation_stays_one_where_the_other_route_may_not_be_taken() {
+        let all = SettleRules { fallback: FallbackRules::ALL, ..rules() };
+        let fate = |item, rules: &SettleRules| judged(550, about(About::Reputation), true, item, rules);
+        let dated = || Item { deadline: Some(NOW), ..item("a@example.com", 1) };
+        let rerouted = Fate::Rerouted { reason: Reason::Fallback };
+        assert_eq!(fate(dated(), &all), rerouted);
+        assert_eq!(fate(Item { reason: Reason::Pinned, ..item("a@example.com", 1) }, &all), rerouted, "it waited here");
+        assert_eq!(fate(item("a@example.com", 1), &all), Fate::Failed, "policy hold: never legacy");
+        assert_eq!(fate(Item { maybe: true, ..dated() }, &all), Fate::Failed, "it may have left");
+        assert_eq!(fate(Item { reason: Reason::Manual, ..dated() }, &all), Fate::Failed, "an operator said so");
+        assert_eq!(fate(Item { expires: Some(NOW), ..dated() }, &all), Fate::Failed, "its time is over");
+        let no_rule = SettleRules { fallback: FallbackRules { reputation: false, ..FallbackRules::ALL }, ..rules() };
+        assert_eq!(fate(dated(), &no_rule), Fate::Failed);
+        let maybe = Item { maybe: true, ..dated() };
+        assert!(matches!(judged(421, about(About::Rate), true, maybe, &all), Fate::Deferred { .. }));
     }
 }

@@ -112,6 +112,13 @@ labels! {
         Mimecast = "mimecast",
         Other = "other",
     }
+    /// How far a provider's brake went.
+    BrakeStep {
+        Slow = "slow",
+        Suspended = "suspended",
+        /// Until a person acts.
+        Paused = "paused",
+    }
     /// What a day boundary did to the stage of the total.
     DayOutcome {
         Advanced = "advanced",

@@ -65,15 +65,15 @@ impl Entry {
 }
 
 impl Cache {
-    /// What `read` makes of the operator, and whether it is time to ask. `None`: nothing is known of `domain`.
-    pub fn look<T>(&self, domain: &str, now: Timestamp, read: impl FnOnce(&Arc<Operator>) -> T) -> Option<(T, bool)> {
+    /// What `read` makes of it, and whether it is time to ask. `None`: nothing is known of `domain`.
+    pub fn look<T>(&self, domain: &str, now: Timestamp, read: impl FnOnce(&Known) -> T) -> Option<(T, bool)> {
         let part = self.read(domain);
         let entry = part.entries.get(domain)?;
         // Written now and then only, so that readers of one domain do not take its memory from each other.
         if now.0.saturating_sub(entry.used()) > NANOS_PER_SECOND {
             entry.used.store(now.0, Ordering::Relaxed);
         }
-        Some((read(&entry.known.operator), entry.known.ask_after <= now))
+        Some((read(&entry.known), entry.known.ask_after <= now))
     }
 
     /// All that is known of `domain`.
@@ -183,7 +183,7 @@ mod tests {
         let cache = Cache::default();
         assert!(cache.look("a.example", at(0), |_| ()).is_none());
         cache.put("a.example", known("mx.google.com"), at(0));
-        let look = |now| cache.look("a.example", at(now), |operator| operator.name.clone());
+        let look = |now| cache.look("a.example", at(now), |known| known.operator.name.clone());
         assert_eq!(look(3599), Some(("google".into(), false)));
         assert_eq!(look(3600), Some(("google".into(), true)));
         cache.put("a.example", known("mx.web.de"), at(0));

@@ -40,7 +40,8 @@ const HOSTS_MAX_OCTETS: usize = 512;
 pub struct Terms {
     pub providers: Arc<Providers>,
     pub lanes: Lanes,
-    pub servers: Arc<dyn MailServers>,
+    /// `None`: nobody is asked.
+    pub servers: Option<Arc<dyn MailServers>>,
     /// For one question, all tries together.
     pub timeout: std::time::Duration,
 }
@@ -64,13 +65,7 @@ impl Operators {
         metrics: Arc<Metrics>,
     ) -> (Arc<Operators>, Questions) {
         let (list, waiting) = mpsc::channel(WAITING_MAX);
-        let operators = Arc::new(Operators {
-            cache: Cache::default(),
-            terms: ArcSwap::from_pointee(terms),
-            waiting: Mutex::default(),
-            list,
-            clock,
-        });
+        let operators = Arc::new(Operators::with(list, terms, clock));
         let path = folder.join(saved::FILE);
         operators.take_saved(&path);
         metrics.mx_cache_domains.set(operators.cache.len() as i64);
@@ -78,9 +73,21 @@ impl Operators {
         (operators, questions)
     }
 
+    /// One that has no lanes and asks nobody.
+    pub fn without_lanes(clock: Arc<dyn Clock>) -> Arc<Operators> {
+        let providers = Providers::embedded().clone();
+        let terms = Terms { providers, lanes: Lanes::Off, servers: None, timeout: std::time::Duration::ZERO };
+        Arc::new(Operators::with(mpsc::channel(1).0, terms, clock))
+    }
+
+    fn with(list: mpsc::Sender<Box<str>>, terms: Terms, clock: Arc<dyn Clock>) -> Operators {
+        let (cache, waiting) = Default::default();
+        Operators { cache, terms: ArcSwap::from_pointee(terms), waiting, list, clock }
+    }
+
     /// Who runs the mail servers of `domain`, as it stands in an address.
     pub fn of(&self, domain: &[u8]) -> Arc<Operator> {
-        self.look(domain, self.clock.now(), Arc::clone)
+        self.look(domain, self.clock.now(), |operator, _| operator.clone())
     }
 
     /// The same for the path of a recipient.
@@ -88,17 +95,27 @@ impl Operators {
         self.of(domain::of_path(path))
     }
 
-    /// The lane of a recipient; the total when there is no other.
+    /// The lane of a recipient, by the best guess if need be; the total when there is no other.
+    pub fn lane_at(&self, path: &[u8], now: Timestamp) -> LaneId {
+        self.lane(path, now, |lane, _| lane)
+    }
+
+    /// The same now.
     pub fn lane_of(&self, path: &[u8]) -> LaneId {
         self.lane_at(path, self.clock.now())
     }
 
-    /// The same at a time that the caller knows.
-    pub fn lane_at(&self, path: &[u8], now: Timestamp) -> LaneId {
+    /// The lane of a recipient as name servers have told; `None` while they have not.
+    pub fn known_lane(&self, path: &[u8]) -> Option<LaneId> {
+        self.lane(path, self.clock.now(), |lane, is_known| is_known.then_some(lane))
+    }
+
+    fn lane<T>(&self, path: &[u8], now: Timestamp, read: impl Fn(LaneId, bool) -> T) -> T {
         let terms = self.terms.load();
         match terms.lanes {
-            Lanes::Off => LaneId::TOTAL,
-            _ => terms.lanes.lane(self.look(domain::of_path(path), now, |operator| operator.lane)),
+            Lanes::Off => read(LaneId::TOTAL, true),
+            _ => self
+                .look(domain::of_path(path), now, |operator, is_known| read(terms.lanes.lane(operator.lane), is_known)),
         }
     }
 
@@ -122,14 +139,15 @@ impl Operators {
         });
     }
 
-    fn look<T>(&self, domain: &[u8], now: Timestamp, read: impl Fn(&Arc<Operator>) -> T) -> T {
+    /// What `read` makes of the operator; the second argument is false for a guess.
+    fn look<T>(&self, domain: &[u8], now: Timestamp, read: impl Fn(&Arc<Operator>, bool) -> T) -> T {
         let mut room = domain::ROOM;
         let terms = self.terms.load();
-        let Some(domain) = domain::key(domain, &mut room) else { return read(terms.providers.of_host("")) };
+        let Some(domain) = domain::key(domain, &mut room) else { return read(terms.providers.of_host(""), true) };
         if terms.lanes == Lanes::Off {
-            return read(terms.providers.guess(&domain));
+            return read(terms.providers.guess(&domain), false);
         }
-        match self.cache.look(&domain, now, &read) {
+        match self.cache.look(&domain, now, |known| read(&known.operator, known.hosts.is_some())) {
             Some((found, false)) => found,
             Some((found, true)) => {
                 self.ask_about(&domain);
@@ -137,7 +155,7 @@ impl Operators {
             }
             None => {
                 self.ask_about(&domain);
-                read(terms.providers.guess(&domain))
+                read(terms.providers.guess(&domain), false)
             }
         }
     }

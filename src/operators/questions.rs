@@ -104,7 +104,8 @@ impl Asking {
         let domain = OnItsWay(self, domain);
         let name: &str = &domain.1;
         let terms = self.operators.terms.load_full();
-        let answer = match timeout(terms.timeout, terms.servers.mail_servers(name)).await {
+        let Some(servers) = &terms.servers else { return };
+        let answer = match timeout(terms.timeout, servers.mail_servers(name)).await {
             Ok(answer) => answer,
             Err(_) => Err(Unresolved(format!("no answer within {:?}", terms.timeout))),
         };

@@ -94,18 +94,28 @@ struct Hits {
     times: VecDeque<(u64, Timestamp)>,
 }
 
+/// The level in force at `now` of a brake that was put on at `level` until `until`, and when that ends.
+pub fn phase(level: Level, until: Timestamp, rules: &BrakeRules, now: Timestamp) -> (Level, Timestamp) {
+    match level {
+        Level::Paused => (Level::Paused, Timestamp::NEVER),
+        Level::Suspended if now < until => (Level::Suspended, until),
+        // Not from nothing to everything: the provider has just asked for less.
+        Level::Suspended if now < until.after(rules.hold) => (Level::Slow, until.after(rules.hold)),
+        Level::Slow if now < until => (Level::Slow, until),
+        _ => (Level::Open, Timestamp::NEVER),
+    }
+}
+
+/// The pace of a lane with `limit` that goes slow. `None`: only the ledger bounds.
+pub fn slow_pace(warmup: &Rules, limit: Option<u64>) -> Option<Pace> {
+    // A lane that is complete has no limit to take a part of; its brake is the suspension.
+    limit.and_then(|limit| Pace::of(limit, warmup.hourly / SLOW_DIVISOR, warmup.burst / SLOW_DIVISOR))
+}
+
 impl BrakeRules {
     /// The level in force at `now` and when it ends.
     pub fn phase(&self, record: &BrakeRecord, now: Timestamp) -> (Level, Timestamp) {
-        let slow_until = record.until.after(self.hold);
-        match record.level {
-            Level::Paused => (Level::Paused, Timestamp::NEVER),
-            Level::Suspended if now < record.until => (Level::Suspended, record.until),
-            // Not from nothing to everything: the provider has just asked for less.
-            Level::Suspended if now < slow_until => (Level::Slow, slow_until),
-            Level::Slow if now < record.until => (Level::Slow, record.until),
-            _ => (Level::Open, Timestamp::NEVER),
-        }
+        phase(record.level, record.until, self, now)
     }
 
     /// The level in force at `now`.
@@ -124,8 +134,7 @@ impl BrakeRules {
     pub fn pace(&self, record: &BrakeRecord, warmup: &Rules, limit: Option<u64>, now: Timestamp) -> Option<Pace> {
         match self.level(record, now) {
             Level::Open => warmup.pace(limit),
-            // A lane that is complete has no limit to take a part of; its brake is the suspension.
-            _ => limit.and_then(|limit| Pace::of(limit, warmup.hourly / SLOW_DIVISOR, warmup.burst / SLOW_DIVISOR)),
+            _ => slow_pace(warmup, limit),
         }
     }
 

@@ -7,6 +7,8 @@ use std::sync::atomic::AtomicI64;
 
 use arc_swap::ArcSwap;
 
+use super::dry_run::DryRun;
+use super::feedback::Brakes;
 use super::gate::WarmupGate;
 use super::lanes;
 use super::reload::{LiveGate, LiveRoutes};
@@ -15,12 +17,12 @@ use crate::admin::api::{
     OldestHeld, PauseStatus, QueueAction, QueueFilter, QueuePage, QueueStep, QueueTotals, RouteStatus, Selection,
     ShownMessage, Snapshot, SpoolStatus, StateTotals, StepAnswer, Today, Warmup,
 };
+use crate::admin::explain::{ExplainOrder, Explained};
 use crate::admin::streams::{MoveAnswer, MoveOrder, StreamPage, UndoOrder};
 use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
 use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
 use crate::metrics::{Metrics, WarmupAction};
-use crate::policy::BrakeRules;
 use crate::spool::backup::Holds;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
@@ -36,6 +38,8 @@ pub struct RelayBackend {
     pub reader: Arc<QueueReader>,
     /// The ramp.
     pub gate: Arc<LiveGate>,
+    /// What providers say, and the brakes of their lanes.
+    pub brakes: Arc<Brakes>,
     /// The routes.
     pub routes: Arc<LiveRoutes>,
     /// Its numbers.
@@ -44,6 +48,8 @@ pub struct RelayBackend {
     pub last_job: AtomicI64,
     /// A move of a stream was told: whoever waits for the time of one looks again.
     pub moves_told: tokio::sync::Notify,
+    /// What the ramp would do, in a run in which everything goes by legacy.
+    pub dry_run: Option<Arc<DryRun>>,
     /// The time of the ramp.
     pub clock: Arc<TrustedClock>,
     /// Keeps the spool's files from being removed.
@@ -105,7 +111,8 @@ impl RelayBackend {
     pub async fn status_line(&self) -> Result<String, BackendError> {
         let (gate, zone) = (self.gate.current(), self.zone.load_full());
         let look = move |ledger: &Ledger, now| status_line(&numbers(&gate, ledger, &zone, now));
-        self.spool.look(look).await.map_err(unavailable)
+        let line = self.spool.look(look).await.map_err(unavailable)?;
+        Ok(if self.dry_run.is_some() { format!("dry run, {line}") } else { line })
     }
 
     async fn take_snapshot(&self) -> Result<Snapshot, BackendError> {
@@ -131,6 +138,7 @@ impl RelayBackend {
                 off_seconds: look.standing.off_seconds(),
                 shows: self.clock.reading().wall,
             },
+            dry_run: self.dry_run.as_ref().map(|dry_run| dry_run.status()),
             warmup: numbers.warmup.ok_or_else(|| BackendError::Unavailable("the first day has not begun".into()))?,
             pause: numbers.pause,
             lanes: numbers.lanes,
@@ -201,7 +209,7 @@ fn numbers(gate: &WarmupGate, ledger: &Ledger, zone: &str, now: Timestamp) -> Nu
     Numbers {
         warmup: total.and_then(|_| warmup(gate, ledger, zone, now)),
         pause: lanes::pause(ledger),
-        lanes: lanes::lanes(gate, &BrakeRules::default(), ledger, now),
+        lanes: lanes::lanes(gate, ledger, now),
         days: lanes::days(gate, ledger),
         today: Today {
             new: total.map_or(0, |l| l.today.sent),
@@ -302,6 +310,10 @@ impl Backend for RelayBackend {
         Box::pin(self.audited(since_seconds))
     }
 
+    fn explain(&self, order: ExplainOrder) -> BoxFuture<'_, Result<Explained, BackendError>> {
+        Box::pin(self.explained(order))
+    }
+
     fn streams(&self) -> BoxFuture<'_, Result<StreamPage, BackendError>> {
         Box::pin(self.stream_page())
     }
@@ -312,6 +324,10 @@ impl Backend for RelayBackend {
 
     fn undo_move(&self, order: UndoOrder, actor: u32) -> BoxFuture<'_, Result<MoveAnswer, BackendError>> {
         Box::pin(self.stream_undone(order, actor))
+    }
+
+    fn is_dry_run(&self) -> bool {
+        self.dry_run.is_some()
     }
 
     fn listeners(&self) -> Vec<ListenerProbe> {

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::directory::by_lane;
+use super::dry_run::DryRun;
 use crate::clock::Clock;
 use crate::delivery::dispatcher::QueueIds;
-use crate::message::{LaneId, Queue, QueueId, StreamId, Timestamp};
+use crate::message::{Queue, QueueId, StreamId, Timestamp};
 use crate::metrics::{ConnectionResult, Metrics, Rejection};
+use crate::operators::Operators;
 use crate::policy::classify::{Facts, Streams};
 use crate::reply::{EnhancedCode, Reply};
 use crate::smtp::{BodySink, Intake, Observer, Opened, Refusal, RejectReason, Submission};
@@ -33,8 +36,12 @@ pub struct SpoolIntake {
     pub metrics: Arc<Metrics>,
     /// Room on the disk, asked at each MAIL.
     pub watermark: Watermark,
+    /// Whose mailboxes they are.
+    pub operators: Arc<Operators>,
     /// Which stream a message belongs to; exchanged at a reload.
     pub streams: Arc<ArcSwap<Streams>>,
+    /// What the ramp would do; then everything goes by legacy.
+    pub dry_run: Option<Arc<DryRun>>,
 }
 
 /// A body on its way in.
@@ -76,22 +83,27 @@ impl Intake for SpoolIntake {
         };
         let stream = self.stream_of(id, &facts);
         let body = message.body.writer.finish().await.map_err(|error| disk_refused(&error, &self.metrics))?;
-        // One lane for everything, as long as there are no others.
-        let lane = LaneId::TOTAL;
-        let part = Part { lane, stream, recipients: message.envelope.recipients, only: None };
+        let recipients = message.envelope.recipients.len() as u64;
+        let now = self.clock.now();
+        let lanes = by_lane(message.envelope.recipients, |recipient| self.operators.lane_at(&recipient.path, now));
+        let part = |(lane, recipients)| Part { lane, stream, recipients, only: None };
         let accept = Accept {
             id,
             reverse_path: message.envelope.reverse_path,
             parameters: message.envelope.parameters,
-            parts: vec![part],
+            parts: lanes.into_iter().map(part).collect(),
             body,
         };
-        let recipients = accept.parts[0].recipients.len() as u64;
+        let of_part = |part: &Part| (part.lane, part.stream, part.recipients.len() as u64);
+        let parts: Option<Vec<_>> = self.dry_run.as_ref().map(|_| accept.parts.iter().map(of_part).collect());
         match self.spool.accept(accept).await {
             Ok(placed) => {
                 self.metrics.smtp_messages_received.of(stream).inc();
                 self.metrics.smtp_recipients_received.of(stream).inc_by(recipients);
-                tell(id, &placed);
+                match (&self.dry_run, parts) {
+                    (Some(dry_run), Some(parts)) => dry_run.accepted(id, &parts),
+                    _ => tell(id, &placed),
+                }
                 Ok(())
             }
             Err(error @ SpoolError::Full { .. }) => Err(disk_refused(&error, &self.metrics)),

@@ -35,7 +35,7 @@ pub fn pause(ledger: &Ledger) -> Option<PauseStatus> {
 }
 
 /// Every lane, the total first.
-pub fn lanes(gate: &WarmupGate, brakes: &BrakeRules, ledger: &Ledger, now: Timestamp) -> Vec<LaneStatus> {
+pub fn lanes(gate: &WarmupGate, ledger: &Ledger, now: Timestamp) -> Vec<LaneStatus> {
     let status = |(id, lane): (LaneId, &LaneLedger)| {
         let record = &lane.record;
         Some(LaneStatus {
@@ -47,7 +47,7 @@ pub fn lanes(gate: &WarmupGate, brakes: &BrakeRules, ledger: &Ledger, now: Times
             sent: lane.today.sent,
             offered: lane.today.offered,
             share: record.share,
-            brake: brake(brakes, &lane.brake, now),
+            brake: brake(gate.brake_rules(), &lane.brake, now),
             braked_days: record.braked_run,
         })
     };

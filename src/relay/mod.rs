@@ -5,6 +5,10 @@
 //! the transactions under way end, then the committer.
 
 pub mod backend;
+mod directory;
+pub mod dry_run;
+mod explain;
+pub mod feedback;
 pub mod front_door;
 pub mod gate;
 pub mod intake;
@@ -32,6 +36,7 @@ use crate::clock::{Clock, TrustedClock};
 use crate::config::{self, Settings, TlsLevel as ConfiguredTls, Upstream};
 use crate::delivery::dispatcher::{Dispatcher, Plan, QueueIds, RoutePlan};
 use crate::delivery::fallback::FallbackRules;
+use crate::delivery::feedback::NoFeedback;
 use crate::delivery::opening::{Credentials, Host, Target, Timeouts};
 use crate::delivery::settle::SettleRules;
 use crate::delivery::telling::ReportRules;
@@ -39,6 +44,7 @@ use crate::delivery::tls::{TlsConnectors, TlsLevel, TlsPolicy};
 use crate::dns::Resolver;
 use crate::message::{Day, Queue, Route, StreamId, Timestamp};
 use crate::metrics::{Build, Metrics};
+use crate::operators::Operators;
 use crate::policy::classify::{DEFAULT_STREAM, Streams};
 use crate::policy::{self, Calendar, RetrySchedule, Rules};
 use crate::smtp::{Door, ListenerSettings, Server};
@@ -50,6 +56,8 @@ use crate::spool::reader::QueueReader;
 use crate::spool::sqlite::SqliteStore;
 use crate::spool::{Ledger, Row, Spool, SpoolError, Store};
 use backend::RelayBackend;
+use dry_run::DryRun;
+use feedback::Brakes;
 use front_door::{DoorFiles, FrontDoor, probes};
 use gate::WarmupGate;
 use intake::{DoorCounter, SpoolIntake};
@@ -79,6 +87,12 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// There is nowhere for the mail of a dry run to go.
+    fn no_dry_run() -> StartError {
+        let text = "a dry run sends everything by the legacy server, and there is no [legacy]; add it, or run without --dry-run";
+        StartError::Settings(text.into())
+    }
+
     fn of_spool(error: SpoolError, directory: &std::path::Path) -> StartError {
         let directory = directory.display();
         match error {
@@ -102,6 +116,8 @@ pub struct Relay {
     pub backend: Arc<RelayBackend>,
     /// Its numbers.
     pub metrics: Arc<Metrics>,
+    /// Who runs the mail servers of recipients' domains.
+    pub operators: Arc<Operators>,
     /// The settings in force.
     settings: Arc<Settings>,
     front_door: FrontDoor,
@@ -117,6 +133,8 @@ pub struct Relay {
     /// The one in force, and those before it whose last transactions are under way.
     dispatchers: JoinSet<()>,
     admin: JoinSet<io::Result<()>>,
+    /// Asks for the directory of operators, and saves it.
+    lookups: JoinSet<()>,
     no_more_mail: CancellationToken,
     no_more_claims: CancellationToken,
     no_more_questions: CancellationToken,
@@ -144,8 +162,25 @@ impl Relay {
         Relay::start_on(settings, clock, Data::AsFound).await
     }
 
+    /// The same, but everything goes by legacy, and what the ramp would have done is only said.
+    pub async fn start_dry(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
+        if settings.legacy.is_none() {
+            return Err(StartError::no_dry_run());
+        }
+        Relay::start_as(settings, clock, data, true).await
+    }
+
     /// The same; `data` says what an operator knows about the data directory and the relay cannot see.
     pub async fn start_on(settings: &Settings, clock: Arc<dyn Clock>, data: Data) -> Result<Relay, StartError> {
+        Relay::start_as(settings, clock, data, false).await
+    }
+
+    async fn start_as(
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+        data: Data,
+        dry_run: bool,
+    ) -> Result<Relay, StartError> {
         raise_descriptor_limit();
         let gate = warmup_gate(settings, &StreamNames::fresh(settings))?;
         let plan = plan(settings, &gate)?;
@@ -194,7 +229,8 @@ impl Relay {
         let names = streams::name_streams(&mut spool, settings).map_err(unusable)??;
         let gate = warmup_gate(settings, &names)?;
         let plan = Plan { order: gate.order(), ..plan };
-        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool, &names)
+        let rows = if dry_run { Some(spool.store().ledger_rows().map_err(unusable)?) } else { None };
+        assemble(settings, clock, gate, plan, front_door, sockets, watermark, spool, &names, rows)
     }
 
     /// Resolves when the committer has died: the process must end with 74.
@@ -223,8 +259,11 @@ impl Relay {
         self.servers.shutdown().await;
         self.dispatchers.shutdown().await;
         self.no_more_questions.cancel();
-        while let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(1), self.admin.join_next()).await {}
+        let ended =
+            async { while self.admin.join_next().await.is_some() || self.lookups.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
         self.admin.shutdown().await;
+        self.lookups.shutdown().await;
         self.backend.spool.stop().await;
         let committer = self.committer;
         tokio::task::spawn_blocking(move || committer.join()).await.unwrap_or(Err(SpoolError::Stopped))
@@ -337,6 +376,7 @@ fn assemble(
     watermark: Watermark,
     mut spool: Spool<SqliteStore>,
     names: &StreamNames,
+    dry_run: Option<Vec<Row>>,
 ) -> Result<Relay, StartError> {
     let io = |error: io::Error| StartError::Io(error.to_string());
     let default = [DEFAULT_STREAM.to_owned()];
@@ -352,9 +392,20 @@ fn assemble(
     let reader = Arc::new(QueueReader::open(&settings.data_dir).map_err(unusable)?);
     let no_claims: CancellationToken = no_more_claims;
     let holds = spool.store().holds();
+    let (operators, questions) =
+        Operators::new(&settings.data_dir, directory::terms(settings), clock.clone(), metrics.clone());
     let heard_until = spool.ledger().clock().map_or(clock.now(), |mark| mark.time);
-    let gate = Arc::new(LiveGate::new(gate));
+    let gate = gate.with_directory(operators.clone());
+    let gate = Arc::new(if dry_run.is_some() { LiveGate::dry(gate) } else { LiveGate::new(gate) });
+    let as_if = |rows: Vec<Row>| {
+        DryRun::new(&rows, gate.clone(), clock.clone(), metrics.clone(), names.all().to_vec()).map_err(unusable)
+    };
+    let dry_run = dry_run.map(as_if).transpose()?;
     plan.order = gate.current().order_now(spool.ledger(), clock.now());
+    let brakes = Brakes::new(feedback::Terms::of(settings), operators.clone(), clock.clone(), metrics.clone());
+    brakes.begin(spool.ledger());
+    let brakes = Arc::new(brakes);
+    plan.feedback = brakes.clone();
     let dispatcher = Dispatcher::new(plan, clock.clone(), ids.clone(), metrics.clone(), no_claims.child_token());
     let routes = Arc::new(LiveRoutes::new(dispatcher.clone()));
     let (handle, committer) = committer::start(spool, gate.clone(), routes.clone(), clock.clone()).map_err(io)?;
@@ -366,11 +417,14 @@ fn assemble(
         clock: clock.clone(),
         metrics: metrics.clone(),
         watermark: watermark.clone(),
+        operators: operators.clone(),
         streams: streams.clone(),
+        dry_run: dry_run.clone(),
     });
     let stopping: CancellationToken = no_more_mail;
     let bound: Vec<_> = sockets.smtp.iter().map(|(_, address, index)| (*address, *index)).collect();
     let backend = Arc::new(RelayBackend {
+        brakes: brakes.clone(),
         spool: handle.clone(),
         reader,
         gate,
@@ -378,6 +432,7 @@ fn assemble(
         metrics: metrics.clone(),
         last_job: Default::default(),
         moves_told: Default::default(),
+        dry_run: dry_run.clone(),
         clock: clock.clone(),
         holds,
         watermark,
@@ -399,12 +454,29 @@ fn assemble(
         servers.spawn(server.run_by(door, front_door.terms(index), stopping.clone()));
     }
     let mut dispatchers = JoinSet::new();
-    dispatchers.spawn(dispatcher.run(handle, lines));
+    dispatchers.spawn(dispatcher.run(handle.clone(), lines));
     let quiet: CancellationToken = no_more_questions;
+    let mut lookups = JoinSet::new();
+    lookups.spawn(questions.run(quiet.clone()));
     let http = sockets.http.local_addr().map_err(io)?;
     let listener = tokio::net::TcpListener::from_std(sockets.http).map_err(io)?;
     let mut admin = JoinSet::new();
     admin.spawn(admin::server::serve(listener, backend.clone(), metrics.clone(), quiet.clone().cancelled_owned()));
+    if let Some(dry_run) = dry_run {
+        let quiet = quiet.clone().cancelled_owned();
+        admin.spawn(async move {
+            tokio::select! {
+                () = dry_run.run() => {}
+                () = quiet => {}
+            }
+            Ok(())
+        });
+    }
+    let telling = brakes.clone().run(handle, quiet.clone());
+    admin.spawn(async move {
+        telling.await;
+        Ok(())
+    });
     let (moves, quiet_moves) = (backend.clone().tell_of_moves(heard_until), quiet.clone().cancelled_owned());
     admin.spawn(async move {
         tokio::select! {
@@ -423,6 +495,7 @@ fn assemble(
         http,
         backend,
         metrics,
+        operators,
         settings: Arc::new(settings.clone()),
         front_door,
         bound,
@@ -434,6 +507,7 @@ fn assemble(
         servers,
         dispatchers,
         admin,
+        lookups,
         no_more_mail: stopping,
         no_more_claims: no_claims,
         no_more_questions: quiet,
@@ -524,6 +598,7 @@ fn plan(settings: &Settings, gate: &WarmupGate) -> Result<Plan, StartError> {
         new: route(Route::New, &settings.new)?,
         legacy,
         order: gate.order(),
+        feedback: Arc::new(NoFeedback),
     })
 }
 
@@ -532,6 +607,7 @@ fn fallback_rules(on: &[config::FallbackOn]) -> FallbackRules {
         connect: on.contains(&config::FallbackOn::Connect),
         tls: on.contains(&config::FallbackOn::Tls),
         auth: on.contains(&config::FallbackOn::Auth),
+        reputation: on.contains(&config::FallbackOn::Reputation),
     }
 }
 

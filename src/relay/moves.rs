@@ -4,7 +4,6 @@
 //! it is judged, described before it is done, and written to the log when it is told and when its time has come.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::backend::{RelayBackend, unavailable};
@@ -52,11 +51,11 @@ impl RelayBackend {
             let (name, typed) = (name.clone(), order.at.clone());
             let look = move |ledger: &Ledger, now| {
                 let moment = typed.map(|at| when::parse(&at, gate.calendar().zone(), now)).transpose();
-                let moment = moment.map_err(|error| error.to_string())?;
+                let moment = moment.map_err(|error| BackendError::Refused(error.to_string()))?;
                 let at = moment.as_ref().map_or(now, |moment| moment.at);
                 let from = way(&gate, ledger, stream, at);
                 if from == to {
-                    return Err(already(&gate, ledger, stream, &name, to, at, now));
+                    return Err(BackendError::NoChange(already(&gate, ledger, stream, &name, to, at, now)));
                 }
                 let told = StreamMove { id: i64::MAX, to, at, told: now, actor, reason: String::new() };
                 let mut moves = ledger.moves(stream).to_vec();
@@ -67,7 +66,7 @@ impl RelayBackend {
                 answer.note = moment.and_then(|moment| moment.note);
                 Ok(MoveAnswer { stream: name, zone, ..answer })
             };
-            self.spool.look(look).await.map_err(unavailable)?.map_err(BackendError::Refused)?
+            self.spool.look(look).await.map_err(unavailable)??
         };
         if !order.yes {
             return Ok(answer);
@@ -93,19 +92,21 @@ impl RelayBackend {
             let name = name.clone();
             let look = move |ledger: &Ledger, now| {
                 let Some((last, before)) = ledger.moves(stream).split_last() else {
-                    return Err(format!("no move of {name} stands: it goes where the settings say"));
+                    let why = format!("no move of {name} stands: it goes where the settings say");
+                    return Err(BackendError::NoChange(why));
                 };
                 let at = last.at.max(now);
                 let (from, to) = (way(&gate, ledger, stream, at), way_by(&gate, before, stream, at));
                 if to == StreamWay::Legacy && !legacy {
-                    return Err("there is no legacy server: [legacy] is not configured".into());
+                    let why = "there is no legacy server: [legacy] is not configured";
+                    return Err(BackendError::Refused(why.into()));
                 }
                 let mut answer = described(&gate, ledger, &names, (stream, before), at, now);
                 (answer.from, answer.to, answer.undone) = (from.into(), to.into(), Some(shown(last)));
                 answer.waiting.goes_to_legacy &= from != to;
                 Ok(MoveAnswer { stream: name, zone, ..answer })
             };
-            self.spool.look(look).await.map_err(unavailable)?.map_err(BackendError::Refused)?
+            self.spool.look(look).await.map_err(unavailable)??
         };
         if !order.yes {
             return Ok(answer);
@@ -125,14 +126,14 @@ impl RelayBackend {
     }
 
     async fn tell(&self, what: What, actor: u32, detail: String) -> Result<Told, BackendError> {
-        let now = self.clock.now().0;
-        let later = |last: i64| Some(now.max(last + 1));
-        let last = self.last_job.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).expect("always some");
-        let audit = Some(Audit { job: now.max(last + 1), actor, detail });
-        let answer = self.spool.chore(Chore::Tell(Telling { what, audit })).await.map_err(unavailable)?;
+        let audit = Some(Audit { job: self.next_job(), actor, detail });
+        let answer = self.spool.chore(Chore::Tell(Telling { what: what.clone(), audit })).await.map_err(unavailable)?;
         self.moves_told.notify_one();
+        if let Some(dry_run) = &self.dry_run {
+            dry_run.tell(&what);
+        }
         match answer.told.map(|told| *told) {
-            Some(Told::Nothing(why)) => Err(BackendError::Refused(why.into())),
+            Some(Told::Nothing(why)) => Err(BackendError::NoChange(why.into())),
             Some(told) => Ok(told),
             None => Err(BackendError::Unavailable("the spool did not say what it did".into())),
         }
@@ -146,7 +147,7 @@ impl RelayBackend {
         all
     }
 
-    fn stream_called(&self, name: &str) -> Result<(StreamId, String), BackendError> {
+    pub(super) fn stream_called(&self, name: &str) -> Result<(StreamId, String), BackendError> {
         let all = self.known_streams();
         let known = || all.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(", ");
         let found = all.iter().find(|(_, known)| known == name).cloned();
@@ -245,7 +246,7 @@ fn row(gate: &WarmupGate, ledger: &Ledger, id: StreamId, name: String, now: Time
         }
         .into(),
         max_wait_seconds: rules.overflow().max_wait().map(|wait| wait.as_secs()),
-        max_wait_auto: false,
+        max_wait_auto: rules.auto_wait,
         offered_today: offered(today),
         offered_yesterday: offered(Day(today.0 - 1)),
         offered_7d: (1..=WEEK_DAYS).map(|back| offered(Day(today.0 - back))).sum(),
@@ -271,7 +272,7 @@ fn to_come(moves: &[StreamMove], after: Timestamp) -> Vec<ToldMove> {
     all.into_iter().map(shown).collect()
 }
 
-fn shown(told: &StreamMove) -> ToldMove {
+pub(super) fn shown(told: &StreamMove) -> ToldMove {
     let StreamMove { to, at, told, actor, ref reason, .. } = *told;
     ToldMove { to: to.into(), at, told, actor, reason: reason.clone() }
 }
@@ -287,7 +288,7 @@ fn already(
     now: Timestamp,
 ) -> String {
     let source = match ledger.move_of(stream, at) {
-        Some(told) => format!("was moved there by uid {}", told.actor),
+        Some(told) => format!("uid {} has moved it there", told.actor),
         None => "the settings say so".into(),
     };
     let will = if at > now { "will be" } else { "is" };

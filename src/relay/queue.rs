@@ -197,6 +197,9 @@ impl RelayBackend {
             QueueAction::Drop => Ok(Action::Drop),
             QueueAction::Reroute(to) => {
                 let route = Route::from(to);
+                if route == Route::New && self.dry_run.is_some() {
+                    return Err(BackendError::Refused("this is a dry run: nothing goes by new".into()));
+                }
                 if self.routes.current().pool(route).is_none() {
                     return Err(BackendError::Refused("there is no legacy server: [legacy] is not configured".into()));
                 }
@@ -205,7 +208,7 @@ impl RelayBackend {
         }
     }
 
-    fn filter(&self, filter: &QueueFilter) -> Result<ItemFilter, BackendError> {
+    pub(super) fn filter(&self, filter: &QueueFilter) -> Result<ItemFilter, BackendError> {
         let stream = match &filter.stream {
             None => None,
             Some(name) => {
@@ -331,7 +334,7 @@ fn stored_state(state: ItemState) -> State {
     STATES.into_iter().find(|(shown, _)| *shown == state).expect("every state is listed").1
 }
 
-fn shown_state(state: State) -> ItemState {
+pub(super) fn shown_state(state: State) -> ItemState {
     STATES.into_iter().find(|(_, stored)| *stored == state).expect("every state is listed").0
 }
 

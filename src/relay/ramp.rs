@@ -15,7 +15,6 @@ use crate::admin::warmup::{BRAKE_SECONDS, DAY_MOST};
 use crate::clock::Clock;
 use crate::message::{BrakeLevel, BrakeRecord, LaneId, Pause, Route, StageStep, Timestamp};
 use crate::metrics::WarmupAction;
-use crate::policy::BrakeRules;
 use crate::spool::by_hand::Audit;
 use crate::spool::{Chore, Ledger, Telling, Told, What};
 
@@ -24,33 +23,35 @@ const AUDIT_MOST: usize = 10_000;
 
 impl RelayBackend {
     pub(super) async fn changed(&self, order: ChangeOrder, actor: u32) -> Result<ChangeAnswer, BackendError> {
+        if self.dry_run.is_some() && matches!(order.change, Change::SetDay { .. }) && !order.dry_run {
+            return Err(BackendError::Refused(
+                "this is a dry run: the ramp stands still, its day cannot be set".into(),
+            ));
+        }
         let (gate, asked, has_legacy) =
             (self.gate.current(), order.clone(), self.routes.current().pool(Route::Legacy).is_some());
-        let look = move |ledger: &Ledger, now| prepared(&gate, &BrakeRules::default(), ledger, &asked, actor, now);
+        let look = move |ledger: &Ledger, now| prepared(&gate, ledger, &asked, actor, now);
         let (what, answer) = self.spool.look(look).await.map_err(unavailable)??;
         let answer = ChangeAnswer { has_legacy, ..answer };
         if order.dry_run {
             return Ok(answer);
         }
         let audit = Audit { job: self.next_job(), actor, detail: detail(&order, &answer) };
+        let same = self.dry_run.as_ref().map(|_| what.clone());
+        let braked = if let What::Brake { lane, .. } = &what { Some(*lane) } else { None };
         let told = self.spool.chore(Chore::Tell(Telling { what, audit: Some(audit) })).await.map_err(unavailable)?.told;
         if let Some(Told::Nothing(why)) = told.as_deref() {
             return Err(BackendError::NoChange((*why).into()));
         }
-        self.metrics.warmup_admin_actions.of(label(&order.change)).inc();
-        let (action, reason) = (format_args!("warmup.{}", word(&order.change)), &order.reason);
-        match &order.change {
-            Change::Pause | Change::Resume => {
-                tracing::warn!(event = "admin.action", action = %action, actor, reason = %reason)
-            }
-            Change::SetDay { day } => {
-                tracing::warn!(event = "admin.action", action = %action, actor, day, reason = %reason)
-            }
-            Change::BrakeSet { provider, .. } | Change::BrakeRelease { provider } => {
-                tracing::warn!(event = "admin.action", action = %action, actor, provider = %provider, reason = %reason);
-            }
+        if let (Some(dry_run), Some(what)) = (&self.dry_run, same) {
+            dry_run.tell(&what);
         }
+        self.metrics.warmup_admin_actions.of(label(&order.change)).inc();
+        log(&order, actor);
         self.routes.current().nudge();
+        if let Some(lane) = braked {
+            self.brakes.told_by_hand(lane).await.map_err(unavailable)?;
+        }
         Ok(answer)
     }
 
@@ -74,12 +75,12 @@ impl RelayBackend {
 /// What the spool is to be told, and what it will do; refused when it makes no sense or no difference.
 fn prepared(
     gate: &WarmupGate,
-    brakes: &BrakeRules,
     ledger: &Ledger,
     order: &ChangeOrder,
     actor: u32,
     now: Timestamp,
 ) -> Result<(What, ChangeAnswer), BackendError> {
+    let brakes = gate.brake_rules();
     let unchanged = |why: String| Err(BackendError::NoChange(why));
     let mut answer = ChangeAnswer {
         change: order.change.clone(),
@@ -90,6 +91,10 @@ fn prepared(
         lanes: Vec::new(),
         until: None,
     };
+    if gate.rules().is_none() && matches!(order.change, Change::BrakeSet { .. } | Change::BrakeRelease { .. }) {
+        let why = "no [warmup] is configured, so no lane has a brake; `mailramp warmup pause` stops new";
+        return Err(BackendError::Refused(why.into()));
+    }
     let what = match &order.change {
         Change::Pause => {
             if let Some(pause) = ledger.pause() {
@@ -159,6 +164,21 @@ fn lane(ledger: &Ledger, provider: &str) -> Result<LaneId, BackendError> {
 
 fn standing(ledger: &Ledger, lane: LaneId) -> BrakeRecord {
     ledger.lane(lane).map(|lane| lane.brake.clone()).unwrap_or_default()
+}
+
+fn log(order: &ChangeOrder, actor: u32) {
+    let (action, reason) = (format_args!("warmup.{}", word(&order.change)), &order.reason);
+    match &order.change {
+        Change::Pause | Change::Resume => {
+            tracing::warn!(event = "admin.action", action = %action, actor, reason = %reason);
+        }
+        Change::SetDay { day } => {
+            tracing::warn!(event = "admin.action", action = %action, actor, day, reason = %reason);
+        }
+        Change::BrakeSet { provider, .. } | Change::BrakeRelease { provider } => {
+            tracing::warn!(event = "admin.action", action = %action, actor, provider = %provider, reason = %reason);
+        }
+    }
 }
 
 /// The word of the log.

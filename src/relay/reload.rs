@@ -13,11 +13,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
 
+use super::dry_run;
+use super::feedback::Terms;
 use super::front_door::{DoorFiles, probes};
 use super::gate::WarmupGate;
 use super::ourselves::refuse_loops;
 use super::streams::{self, StreamNames};
-use super::{Relay, StartError, plan, refuse_stranded, waiting_lines, warmup_gate, zone_name};
+use super::{Relay, StartError, directory, plan, refuse_stranded, waiting_lines, warmup_gate, zone_name};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, LogAddresses, LogLevel, Settings};
 use crate::delivery::dispatcher::{Dispatcher, Plan};
@@ -51,61 +53,80 @@ impl From<StartError> for ReloadError {
 
 /// The ramp in force.
 #[derive(Debug)]
-pub struct LiveGate(ArcSwap<WarmupGate>);
+pub struct LiveGate {
+    gate: ArcSwap<WarmupGate>,
+    /// Nothing leaves by new, and the ramp stands still.
+    dry_run: bool,
+}
 
 impl LiveGate {
     pub fn new(gate: WarmupGate) -> Self {
-        LiveGate(ArcSwap::from_pointee(gate))
+        LiveGate { gate: ArcSwap::from_pointee(gate), dry_run: false }
+    }
+
+    /// The same for a run in which everything goes by legacy.
+    pub fn dry(gate: WarmupGate) -> Self {
+        LiveGate { dry_run: true, ..LiveGate::new(gate) }
     }
 
     pub fn current(&self) -> Arc<WarmupGate> {
-        self.0.load_full()
+        self.gate.load_full()
     }
 
     fn replace(&self, gate: WarmupGate) {
-        self.0.store(Arc::new(gate));
+        self.gate.store(Arc::new(gate));
     }
 }
 
 impl Gate for LiveGate {
     fn turn(&self, ledger: &Ledger, now: Timestamp) -> Option<Turn> {
-        self.0.load().turn(ledger, now)
+        match self.dry_run {
+            true => dry_run::turn(&self.gate.load(), ledger, now),
+            false => self.gate.load().turn(ledger, now),
+        }
     }
 
     fn admit(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Admission {
-        self.0.load().admit(ledger, ask, now)
+        if self.dry_run { dry_run::admit() } else { self.gate.load().admit(ledger, ask, now) }
     }
 
     fn grant(&self, ledger: &Ledger, ask: Ask, now: Timestamp) -> Grant {
-        self.0.load().grant(ledger, ask, now)
+        match self.dry_run {
+            true => Grant::None { until: Timestamp::NEVER, stream_only: false },
+            false => self.gate.load().grant(ledger, ask, now),
+        }
     }
 
     fn life(&self) -> Option<Duration> {
-        self.0.load().life()
+        self.gate.load().life()
     }
 
     fn gives_back(&self, ledger: &Ledger, lane: LaneId, stream: StreamId, now: Timestamp) -> Option<Reason> {
-        self.0.load().gives_back(ledger, lane, stream, now)
+        match self.dry_run {
+            true => dry_run::gives_back(&self.gate.load(), ledger, stream, now),
+            false => self.gate.load().gives_back(ledger, lane, stream, now),
+        }
     }
 
     fn lane_of(&self, recipient: &Recipient) -> Option<LaneId> {
-        self.0.load().lane_of(recipient)
+        self.gate.load().lane_of(recipient)
     }
 
     fn watches_bursts(&self, stream: StreamId) -> bool {
-        self.0.load().watches_bursts(stream)
+        self.gate.load().watches_bursts(stream)
     }
 
     fn order(&self, ledger: &Ledger, now: Timestamp) -> Option<Vec<StreamId>> {
-        Some(self.0.load().order_now(ledger, now))
+        Some(self.gate.load().order_now(ledger, now))
     }
 
     fn set_day(&self, ledger: &Ledger, stage: u32, now: Timestamp) -> Vec<SetLane> {
-        self.0.load().set_day(ledger, stage, now)
+        // The ramp stands where it is until a real run.
+        if self.dry_run { Vec::new() } else { self.gate.load().set_day(ledger, stage, now) }
     }
 
     fn span_at(&self, now: Timestamp) -> Option<DaySpan> {
-        self.0.load().span_at(now)
+        self.gate.load().span_at(now)
     }
 }
 
@@ -159,6 +180,9 @@ impl Relay {
     /// Goes on with these settings. On `Err` the old ones stay in force, all of them.
     pub async fn reload(&mut self, loaded: &Loaded) -> Result<(), ReloadError> {
         let (old, new) = (self.settings.clone(), Arc::new(loaded.settings.clone()));
+        if self.backend.dry_run.is_some() && new.legacy.is_none() {
+            return Err(StartError::no_dry_run().into());
+        }
         let faults = needs_restart(&old, loaded);
         if !faults.is_empty() {
             return Err(ReloadError::NeedsRestart(faults.join("\n")));
@@ -173,7 +197,7 @@ impl Relay {
         stranded.map_err(|_| ReloadError::Stopping)??;
         let names = self.name_streams(&new).await?;
         let gate = warmup_gate(&new, &names)?;
-        let plan = Plan { order: gate.order(), ..plan };
+        let plan = Plan { order: gate.order(), feedback: self.backend.brakes.clone(), ..plan };
         self.front_door.change(&new, files)?;
 
         // From here on nothing refuses.
@@ -183,11 +207,17 @@ impl Relay {
         self.backend.listeners.store(Arc::new(probes(&new, &self.bound)));
         self.metrics.count_streams(&names.configured(&new));
         self.backend.streams.store(Arc::new(names.all().to_vec()));
+        if let Some(dry_run) = &self.backend.dry_run {
+            dry_run.rename(names.all().to_vec());
+        }
         self.backend.configured.store(Arc::new(names.configured(&new)));
         log::show_addresses(shown_addresses(&new));
         log::change_level(log_level(&new));
+        self.backend.brakes.change(Terms::of(&new));
         if delivery_differs(&old, &new) {
-            self.backend.gate.replace(gate);
+            self.backend.gate.replace(gate.with_directory(self.operators.clone()));
+            // Behind the gate: it must know the lanes before anybody is put into one.
+            self.operators.change(directory::terms(&new));
             self.backend.zone.store(Arc::new(zone_name(&new)));
             self.replace_routes(plan).await?;
         }

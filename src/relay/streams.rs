@@ -167,4 +167,17 @@ mod tests {
         assert_eq!(rules("policy = 'hold'", "overflow.policy = 'legacy'"), (Overflow::Hold, Overflow::Legacy));
         assert_eq!(rules("policy = 'legacy'", "overflow.policy = 'hold-then-legacy'"), (Overflow::Legacy, default));
     }
+
+    #[test]
+    fn an_automatic_wait_is_told_to_the_policy_and_one_of_its_own_is_not() {
+        let auto = |ramp: &str, stream: &str| {
+            let settings = settings(&format!("{BULK}{stream}\n[warmup.overflow]\n{ramp}"));
+            let rules = StreamNames::fresh(&settings).rules(&settings);
+            (rules[0].auto_wait, rules[1].auto_wait)
+        };
+        assert_eq!(auto("", ""), (false, false));
+        assert_eq!(auto("max_wait = 'auto'", ""), (true, true));
+        assert_eq!(auto("max_wait = 'auto'", "overflow.max_wait = '4h'"), (true, false));
+        assert_eq!(auto("", "overflow.max_wait = 'auto'"), (false, true));
+    }
 }

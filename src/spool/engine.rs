@@ -555,7 +555,7 @@ impl<S: Store> Spool<S> {
             let (item, soon) = (shift.of(settle.item.clone()), work.now.after(MAYBE_RETRY));
             let mut fates = settle.fates.clone();
             for fate in &mut fates {
-                if let Fate::Deferred { due } | Fate::Unknown { due } = fate {
+                if let Fate::Deferred { due } | Fate::Kept { due } | Fate::Unknown { due } = fate {
                     *due = (*due).min(soon);
                 }
             }
@@ -641,6 +641,12 @@ impl<S: Store> Spool<S> {
         }
         match fate {
             Fate::Deferred { due } => (item.state, item.due) = (State::Deferred, due),
+            Fate::Kept { due } => {
+                (item.state, item.due) = (State::Deferred, due);
+                // An operator's word stands.
+                let reason = if item.reason == Reason::Manual { Reason::Manual } else { Reason::Pinned };
+                (item.deadline, item.reason) = (None, reason);
+            }
             Fate::Unknown { due } => {
                 (item.state, item.due) = (State::Deferred, due);
                 // Only the route that may have it may try again.

@@ -251,6 +251,11 @@ pub enum Fate {
         /// Earliest next attempt.
         due: Timestamp,
     },
+    /// The same, and only by this route: the other one would be refused as well.
+    Kept {
+        /// Earliest next attempt.
+        due: Timestamp,
+    },
     /// No answer to the final dot: used up, try again at `due` on the same route.
     Unknown {
         /// Earliest next attempt.

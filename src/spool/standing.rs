@@ -202,7 +202,14 @@ impl<S: Store> Spool<S> {
                 answer.next = Some(work.now);
                 break;
             }
-            let may = |item: &super::Item| !item.maybe && item.reason != Reason::Manual;
+            // What the other route would be refused as well waits for its brake.
+            let stays = |item: &super::Item| reason == Reason::Brake && item.reason == Reason::Pinned;
+            // What was sent here by hand stays. But what came in while its stream went only by new has the same reason, and goes
+            // when the stream is moved: it was due by then.
+            let moved = self.ledger.move_of(stream, work.now).map(|told| told.at);
+            let by_stream = |item: &super::Item| reason == Reason::Manual && moved.is_none_or(|at| item.due <= at);
+            let by_hand = |item: &super::Item| item.reason == Reason::Manual && !by_stream(item);
+            let may = |item: &super::Item| !item.maybe && !by_hand(item) && !stays(item);
             let mut found = self.store.due(queue, stream, Timestamp::NEVER, room)?;
             let full = found.len() == room;
             if full && !found.iter().any(may) {

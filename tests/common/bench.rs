@@ -75,6 +75,7 @@ impl Setup {
 /// A relay in a folder of its own.
 pub struct Bench {
     relay: Option<Relay>,
+    settings: mailramp::config::Settings,
     _folder: tempfile::TempDir,
 }
 
@@ -96,7 +97,7 @@ impl Bench {
         let loaded = mailramp::config::Settings::load(&path, std::iter::empty())
             .unwrap_or_else(|faults| panic!("{faults}\n{}", setup.text()));
         let relay = Relay::start(&loaded.settings, clock).await?;
-        Ok(Bench { relay: Some(relay), _folder: folder })
+        Ok(Bench { relay: Some(relay), settings: loaded.settings, _folder: folder })
     }
 
     pub fn relay(&self) -> &Relay {
@@ -169,6 +170,15 @@ impl Bench {
 
     pub async fn empty(&self) {
         self.until("the queue is empty", <[QueueRow]>::is_empty).await;
+    }
+
+    /// Ends it in order, and starts it again where it was.
+    pub async fn restart(mut self, clock: Arc<dyn Clock>) -> Bench {
+        let settings = self.settings.clone();
+        let relay = self.relay.take().expect("stopped once");
+        tokio::time::timeout(PATIENCE, relay.stop()).await.expect("within its grace").expect("in order");
+        let relay = Relay::start(&settings, clock).await.unwrap_or_else(|error| panic!("{error}"));
+        Bench { relay: Some(relay), ..self }
     }
 
     /// Ends it in order.

@@ -339,6 +339,8 @@ impl World {
                     self.listen(&flight);
                     let Flight { claimed, verdicts, .. } = *flight;
                     let ended = Ended {
+                        heard: &[],
+                        has_legacy: false,
                         item: claimed.item,
                         verdicts: &verdicts,
                         remote: None,

@@ -4,7 +4,7 @@ mod change;
 mod status;
 
 use super::text::{self, span};
-use super::{Context, Failure};
+use super::{Context, Failure, explain};
 use crate::admin::api::{Answer, ClockAnswer, Command};
 use crate::admin::warmup::checked_reason;
 
@@ -20,6 +20,8 @@ pub enum Warmup {
     SetDay(change::SetDay),
     /// The brakes that are on; put one on by hand, take one off
     Brakes(change::Brakes),
+    /// Why a queued message goes where it goes; or what would happen now to a message to an address
+    Explain(explain::Options),
     /// The machine's clock is right, although it stepped: go by it from now on
     ///
     /// While the clock cannot be right, nothing under a limit leaves by new. It agrees again by itself when it is set
@@ -42,6 +44,7 @@ pub(super) fn run(command: &Warmup, context: &mut Context<'_>) -> Result<(), Fai
         Warmup::Resume(plain) => plain.resume(context),
         Warmup::SetDay(set_day) => set_day.run(context),
         Warmup::Brakes(brakes) => brakes.run(context),
+        Warmup::Explain(options) => explain::run(options, context),
         Warmup::AcceptClock(Reason { reason }) => {
             let Answer::AcceptClock(done) = context.call(Command::AcceptClock { reason: reason.clone() })? else {
                 return Err(Failure::strange_answer());
