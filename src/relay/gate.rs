@@ -288,6 +288,9 @@ impl Gate for WarmupGate {
             };
             let wakes = [refusing(&lane_view), refusing(&total_view)];
             let until = wakes.into_iter().flatten().map(|wake| wake.at).max().unwrap_or(now);
+            // By then another pace is in force, by which a token may be there already.
+            let changes = [self.pace_changes(lane, day, now), self.pace_changes(total, day, now)];
+            let until = changes.into_iter().flatten().fold(until, Timestamp::min);
             return Grant::None { until, stream_only };
         }
         let charge = |id, view: &LaneView| view.pace.map(|pace| (id, pace.charge(view.arrival, now, recipients)));

@@ -51,7 +51,7 @@ impl World {
 
     /// What was definitely not accepted is free again: hardly more is used up than has left.
     pub(super) fn refunds_came_back(&mut self, day: DaySpan) {
-        let (lane, new) = (self.total(), self.outcomes.last().expect("a day has begun").new);
+        let (lane, new) = (self.total(), self.left.left_on(day));
         if lane.today.day == day.day && !self.used_up_today {
             let explained = new + lane.outstanding() + self.lost_today;
             // Final dots of last night whose answers came today count for both days.

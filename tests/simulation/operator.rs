@@ -84,6 +84,8 @@ pub struct Stands {
 impl World {
     pub(super) fn act(&mut self, act: Act) {
         let (now, reason) = (self.now, || "simulated".to_string());
+        // If a day has begun meanwhile, that comes first.
+        self.commit(Batch::default(), &[]);
         match act {
             Act::Pause => {
                 self.stands.paused = true;

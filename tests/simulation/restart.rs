@@ -100,6 +100,7 @@ impl World {
         self.stands.brakes = ledger.lanes().map(|(id, lane)| (id, lane.brake.clone())).collect();
         self.stands.doubtful = ledger.clock_is_doubtful();
         self.stages = ledger.lanes().map(|(id, lane)| (id, lane.record.stage)).collect();
+        self.stands.braked_today = ledger.lanes().map(|(id, lane)| (id, lane.today.braked)).collect();
         self.note_brakes();
         let ledger = self.spool.as_ref().expect("just opened").ledger();
         let later = now.after(HOUR * 20);

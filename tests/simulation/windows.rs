@@ -136,6 +136,12 @@ impl Left {
         self.limits_changed(ledger);
     }
 
+    /// All that left by the new server on that day, the last one on which anything did; on others nothing.
+    pub fn left_on(&self, day: DaySpan) -> u64 {
+        let total = self.lanes.get(&LaneId::TOTAL).map(|lane| lane.today);
+        total.filter(|(starts, _)| *starts == day.starts).map_or(0, |(_, recipients)| recipients)
+    }
+
     /// An operator has set the day.
     pub fn limits_changed(&mut self, ledger: &Ledger) {
         for (id, lane) in ledger.lanes() {

@@ -77,6 +77,14 @@ impl WarmupGate {
         Some(before.map_or(pace, |before| pace.no_deeper_than(before)))
     }
 
+    /// When a lane that goes slow, or that still owes yesterday, has another pace; `None`: not before midnight.
+    pub(super) fn pace_changes(&self, lane: &LaneLedger, day: DaySpan, now: Timestamp) -> Option<Timestamp> {
+        let (level, ends) = self.brake_of(lane, now);
+        let slow = (level == BrakeLevel::Slow).then_some(ends);
+        let first_hour = (now.since(day.starts) < PACE_CHANGES).then(|| day.starts.after(PACE_CHANGES));
+        slow.into_iter().chain(first_hour).min()
+    }
+
     /// The largest limit of the days that the 97 quarter-hours up to `at` touch; days to come count with today's.
     pub(super) fn limit_24h(&self, lane: &LaneLedger, day: DaySpan, at: Timestamp) -> Option<u64> {
         let mut largest = lane.record.limit?.max(lane.today.limit.unwrap_or(0));
