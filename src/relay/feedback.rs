@@ -28,7 +28,7 @@ use crate::metrics::{BrakeStep, Label, Metrics, Provider};
 use crate::operators::Operators;
 use crate::policy::brake::Attempt;
 use crate::policy::signal::{Action, Class, Scope};
-use crate::policy::{BrakeRules, Operator, Providers, Signal, Signals};
+use crate::policy::{BrakeRules, Operator, Signal, Signals};
 use crate::reply::Reply;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::{Chore, Ledger, SpoolError, Telling, Told, What};
@@ -58,19 +58,6 @@ impl Directory for Operators {
 
     fn lane(&self, recipient: &Recipient) -> LaneId {
         self.lane_of(&recipient.path)
-    }
-}
-
-/// Operators by what domains are well known for; nobody is asked, and the total is the only lane.
-pub struct WellKnown(pub Arc<Providers>);
-
-impl Directory for WellKnown {
-    fn operator(&self, recipient: &Recipient) -> Arc<Operator> {
-        self.0.guess(&String::from_utf8_lossy(domain(&recipient.path)).to_ascii_lowercase()).clone()
-    }
-
-    fn lane(&self, _: &Recipient) -> LaneId {
-        LaneId::TOTAL
     }
 }
 
