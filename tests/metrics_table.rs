@@ -68,7 +68,7 @@ fn every_label_value_of_a_closed_set_is_documented() {
 fn every_series_has_a_help_text_and_no_label_beyond_the_closed_sets() {
     let closed = [
         "version", "revision", "result", "stream", "reason", "route", "provider", "class", "category", "outcome",
-        "state", "handler", "code", "action",
+        "state", "handler", "code", "action", "level",
     ];
     let metrics = Metrics::new(&Build::default(), &["default".into()]).unwrap();
     for family in metrics.families() {

@@ -185,11 +185,10 @@ impl WarmupGate {
         ledger: &Ledger,
         lane: &LaneLedger,
         ask: Ask,
-        all_lanes: bool,
-        deadline: Timestamp,
         day: DaySpan,
-        now: Timestamp,
+        [now, deadline]: [Timestamp; 2],
     ) -> AtDeadline {
+        let all_lanes = lane.record.lane == LaneId::TOTAL;
         let rank = self.rank(ledger, ask.stream, now);
         let here = |queue: Queue| match queue {
             Queue::Legacy => false,
@@ -246,10 +245,10 @@ impl Gate for WarmupGate {
         };
         let deadline = stream.overflow().max_wait().map_or(now, |wait| now.after(wait));
         let lane_view = self.view(ledger, lane, day, ask.stream, now);
-        let lane_then = self.at_deadline(ledger, lane, ask, ask.lane == LaneId::TOTAL, deadline, day, now);
+        let lane_then = self.at_deadline(ledger, lane, ask, day, [now, deadline]);
         let total_view =
             if ask.lane == LaneId::TOTAL { lane_view } else { self.view(ledger, total, day, ask.stream, now) };
-        let total_then = self.at_deadline(ledger, total, ask, true, deadline, day, now);
+        let total_then = self.at_deadline(ledger, total, ask, day, [now, deadline]);
         let lane = Outlook { lane: &lane_view, then: lane_then };
         let total = Outlook { lane: &total_view, then: total_then };
         let admission = admit(&stream, ask.recipients, &lane, &total, now);

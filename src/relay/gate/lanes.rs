@@ -14,6 +14,14 @@ use crate::spool::{Ledger, SetLane, Turn};
 /// Days nobody saw that are turned one by one; older ones are out of every memory.
 pub(super) const GAP_DAYS: i32 = 40;
 
+/// Lanes that come into a ramp under way.
+#[derive(Default)]
+struct Joining {
+    records: Vec<LaneRecord>,
+    /// What they remember, as if they had sent it on that day.
+    memories: Vec<(LaneId, (Day, u64))>,
+}
+
 /// What a provider gets of the first days, before its own mail is known. They add up to 1.
 const fn prior(provider: Provider) -> f64 {
     match provider {
@@ -58,7 +66,7 @@ impl WarmupGate {
     fn turn(&self, ledger: &Ledger, span: DaySpan, at: Timestamp) -> Turn {
         let on = |lane: &LaneLedger| self.brake_of(lane, at).0 > BrakeLevel::Open;
         let braked = ledger.lanes().filter(|(_, lane)| on(lane)).map(|(id, _)| id).collect();
-        Turn { span, lanes: Vec::new(), braked, memories: self.joining(ledger, span.day).1 }
+        Turn { span, lanes: Vec::new(), braked, memories: self.joining(ledger, span.day).memories }
     }
 
     /// The records of the day that begins, the total's first.
@@ -69,7 +77,7 @@ impl WarmupGate {
         };
         let total = record(rules, ledger, LaneId::TOTAL, 1.0, false, today);
         let mut records = vec![total];
-        let joining = self.joining(ledger, today).0;
+        let joining = self.joining(ledger, today).records;
         for provider in self.providers() {
             let id = provider.lane();
             let joined = joining.iter().find(|record| record.lane == id).copied();
@@ -79,9 +87,9 @@ impl WarmupGate {
         records
     }
 
-    /// Lanes of providers, when there were none and the total is on its way already; and what they remember.
-    fn joining(&self, ledger: &Ledger, today: Day) -> (Vec<LaneRecord>, Vec<(LaneId, (Day, u64))>) {
-        let nothing = (Vec::new(), Vec::new());
+    /// Lanes of providers, when there were none and the total is on its way already.
+    fn joining(&self, ledger: &Ledger, today: Day) -> Joining {
+        let nothing = Joining::default();
         let (Some(rules), Some(total)) = (&self.rules, ledger.lane(LaneId::TOTAL)) else { return nothing };
         let under_way = total.record.stage > 0 || total.record.complete;
         if !under_way || ledger.lanes().any(|(id, _)| id != LaneId::TOTAL) {
@@ -96,8 +104,8 @@ impl WarmupGate {
         for provider in self.providers() {
             let (lane, share) = (provider.lane(), self.share(rules, ledger, provider, today));
             let limit = total_now.limit.map(|limit| if limit == 0 { 0 } else { part(limit, share).max(1) });
-            joined.0.push(LaneRecord { lane, limit, share, last_braked: None, ..total_now });
-            joined.1.push((lane, (Day(today.0 - 1), (remembered * share) as u64)));
+            joined.records.push(LaneRecord { lane, limit, share, last_braked: None, ..total_now });
+            joined.memories.push((lane, (Day(today.0 - 1), (remembered * share) as u64)));
         }
         joined
     }
