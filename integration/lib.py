@@ -278,9 +278,9 @@ host = "127.0.0.1:{new}"
     def command(self, *words, seconds=30):
         return run([BINARY, *words, "--config", self.file], seconds)
 
-    def start(self, seconds=30):
-        """Starts it and waits until it says that it is ready."""
-        self.process = Process(self.case, self.name, [BINARY, "run", "--config", self.file])
+    def start(self, *words, seconds=30):
+        """Starts it, with these words after `run`, and waits until it says that it is ready."""
+        self.process = Process(self.case, self.name, [BINARY, "run", *words, "--config", self.file])
 
         def ready():
             check(self.process.running(), f"{self.name} ended at its start, exit {self.process.popen.poll()}")

@@ -11,6 +11,8 @@ use crate::admin::warmup::TOTAL;
 use crate::log::printable;
 
 const BAR_WIDTH: usize = 20;
+/// What a reason may fill.
+const LINE_WIDTH: usize = 80;
 /// Of 26 characters each.
 const PROVIDERS_A_LINE: usize = 3;
 
@@ -177,9 +179,7 @@ fn headline(out: &mut String, snapshot: &Snapshot, paint: Paint) {
             });
             let _ = writeln!(out, "{} {}{who}", paint.warn("paused:"), printable(reason));
         }
-        DayState::Ample => {
-            out.push_str("today's mail fits the limit: nothing overflows, moving the next stream ramps on\n")
-        }
+        DayState::Ample => out.push_str("the limit is well above the mail of a day: moving the next stream ramps on\n"),
         DayState::Complete => out.push_str("new takes everything; legacy can go once its queue is empty\n"),
         _ => {}
     }
@@ -215,7 +215,17 @@ fn providers(out: &mut String, snapshot: &Snapshot, paint: Paint) {
             (_, Some(at)) => format!("BRAKE until {}", text::local(at, &zone, "%H:%M")),
             (_, None) => "BRAKE until it is released".into(),
         };
-        let _ = writeln!(out, "{} {} ({})", used(lane), paint.bad(&word), printable(&brake.reason));
+        let used = used(lane);
+        let room = LINE_WIDTH.saturating_sub(used.chars().count() + word.chars().count() + " ()".len() + 1);
+        let _ = writeln!(out, "{used} {} ({})", paint.bad(&word), cut(&printable(&brake.reason), room));
+    }
+}
+
+/// At most so many characters; `warmup brakes` has them all.
+fn cut(text: &str, room: usize) -> String {
+    match text.char_indices().nth(room.max(1)) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(room.max(1) - 1).chain(['…']).collect(),
     }
 }
 
@@ -276,6 +286,23 @@ spool     18 GB free   accepting
         let mut snapshot = fake::snapshot();
         change(&mut snapshot);
         render(&snapshot, Paint::PLAIN)
+    }
+
+    #[test]
+    fn a_brake_by_a_long_reply_fits_its_line() {
+        let mut snapshot = fake::snapshot();
+        let long = format!("ms-s775: 451 4.7.650 {} (1x)", "temporarily rate limited ".repeat(9));
+        snapshot
+            .lanes
+            .iter_mut()
+            .filter(|lane| lane.provider == "microsoft")
+            .for_each(|lane| lane.brake.reason = long.clone());
+        let mut out = String::new();
+        providers(&mut out, &snapshot, Paint::PLAIN);
+        let line = out.lines().find(|line| line.contains("BRAKE")).unwrap();
+        assert!(line.ends_with("…)") && line.contains("(ms-s775: 451 4.7.650 temp"), "{line}");
+        assert_eq!(line.chars().count(), LINE_WIDTH);
+        assert_eq!((cut("four", 4), cut("five!", 4)), ("four".into(), "fiv…".into()));
     }
 
     #[test]

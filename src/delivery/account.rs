@@ -7,7 +7,7 @@ use super::feedback::{About, Heard, Judgement};
 use super::outcome::{Cause, Report, Verdict};
 use super::settle::{Settled, said};
 use super::telling::Reports;
-use crate::message::{LaneId, Route};
+use crate::message::{LaneId, Reason, Route};
 use crate::metrics::{AttemptResult, Category, DayOutcome, Label, Metrics, Provider, ReplyClass, ReportResult};
 use crate::reply::Reply;
 use crate::spool::Done;
@@ -15,6 +15,8 @@ use crate::spool::Done;
 /// One attempt, as it ended.
 pub struct Told<'a> {
     pub route: Route,
+    /// Why it took this route.
+    pub why: Reason,
     pub transaction: &'a Transaction,
     pub report: &'a Report,
     /// What is known about each recipient; empty: nothing.
@@ -44,7 +46,7 @@ impl Run {
 
 /// Counts and logs an attempt.
 pub fn of_attempt(metrics: &Metrics, told: Told<'_>) {
-    let Told { route, transaction, report, took, remote, attempt, .. } = told;
+    let Told { route, why, transaction, report, took, remote, attempt, .. } = told;
     metrics.delivery_duration_seconds.of(route).observe(took.as_secs_f64());
     let mut runs: Vec<Run> = Vec::new();
     let unheard = Heard::default();
@@ -82,6 +84,7 @@ pub fn of_attempt(metrics: &Metrics, told: Told<'_>) {
             event = "delivery.result",
             id = %transaction.id,
             route = route.name(),
+            routed = why.name(),
             result = run.result,
             category = run.category.text(),
             provider = run.provider.text(),

@@ -124,7 +124,8 @@ impl Dispatcher {
         let attempt = item.attempts + 1;
         let heard = self.feedback.hear(route, &endings(&transaction.envelope, &report.verdicts));
         let (heard, remote) = (&heard[..], &peer.host[..]);
-        let told = Told { route, transaction: &transaction, report: &report, heard, took, remote, attempt };
+        let why = item.reason;
+        let told = Told { route, why, transaction: &transaction, report: &report, heard, took, remote, attempt };
         account::of_attempt(&self.metrics, told);
         // Those beyond the cap of the minute: back in line as they were.
         report.verdicts.resize(item.envelope.recipients.len(), Verdict::Untouched);

@@ -103,6 +103,11 @@ impl Streams {
         Streams { named, listeners, ask_from }
     }
 
+    /// The stream's name, for the log. One that the settings do not know is treated as the last resort.
+    pub fn name(&self, id: StreamId) -> &str {
+        self.named.iter().find(|stream| stream.id == id).map_or(DEFAULT_STREAM, |stream| &stream.name)
+    }
+
     pub fn classify(&self, facts: &Facts<'_>) -> StreamId {
         if let Some(stream) = facts.tag.and_then(|tag| self.tagged(tag)) {
             return stream;

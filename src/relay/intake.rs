@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::directory::by_lane;
 use super::dry_run::DryRun;
+use super::lanes;
 use crate::clock::Clock;
 use crate::delivery::dispatcher::QueueIds;
 use crate::message::{Queue, QueueId, StreamId, Timestamp};
@@ -102,7 +103,7 @@ impl Intake for SpoolIntake {
                 self.metrics.smtp_recipients_received.of(stream).inc_by(recipients);
                 match (&self.dry_run, parts) {
                     (Some(dry_run), Some(parts)) => dry_run.accepted(id, &parts),
-                    _ => tell(id, &placed),
+                    _ => tell(id, self.streams.load().name(stream), &placed),
                 }
                 Ok(())
             }
@@ -130,15 +131,16 @@ impl SpoolIntake {
     }
 }
 
-fn tell(id: QueueId, placed: &[Placed]) {
+fn tell(id: QueueId, stream: &str, placed: &[Placed]) {
     for part in placed {
         let held = part.state == State::Held;
-        let route = match part.queue {
-            Queue::New(_) => "new",
-            Queue::Legacy => "legacy",
+        let (route, provider) = match part.queue {
+            Queue::New(lane) => ("new", lanes::name(lane)),
+            Queue::Legacy => ("legacy", None),
         };
         tracing::info!(
-            event = "route.decided", id = %id, route, rcpts = part.recipients, held, reason = part.reason.name()
+            event = "route.decided", id = %id, stream, route, provider, rcpts = part.recipients, held,
+            reason = part.reason.name()
         );
     }
 }
