@@ -52,13 +52,12 @@ impl World {
     /// What was definitely not accepted is free again: hardly more is used up than has left.
     pub(super) fn refunds_came_back(&mut self, day: DaySpan) {
         let (lane, new) = (self.total(), self.left.left_on(day));
-        if lane.today.day == day.day && !self.used_up_today {
+        if lane.today.day == day.day && self.used_up != Some(day.day) {
             let explained = new + lane.outstanding() + self.lost_today;
             // Final dots of last night whose answers came today count for both days.
             let used = lane.today.reserved;
             assert!(used <= explained + new / 50 + 20, "{used} are used up, {explained} left or are on their way");
         }
         self.lost_today = 0;
-        self.used_up_today = false;
     }
 }
