@@ -155,6 +155,23 @@ fn the_higher_priority_goes_first_on_every_lane_when_there_is_too_little() {
 }
 
 #[test]
+fn tokens_are_kept_for_a_higher_priority_that_comes_in_the_evening() {
+    let low = StreamRules { priority: 10, overflow: Overflow::Hold, ..StreamRules::default() };
+    let high = StreamRules { priority: 90, ..StreamRules::default() };
+    let mut world = World::new(Setup::new(rules(), vec![low, high]));
+    for number in 0..5 {
+        let day = world.day(number);
+        let burst = vec![Arrival::new(day.starts, MAIN, 100); 10];
+        let evening = vec![Arrival::new(day.starts.after(HOUR * 12), SECOND, 1); 20];
+        world.live(day, together(vec![burst, evening]));
+    }
+    let lane = world.total();
+    let left: Vec<u64> = (0..5).map(|n| lane.stream_on(SECOND, Day(START.0 + n)).reserved).collect();
+    assert_eq!(left[0], 0, "nobody expected it on the first day");
+    assert!(left[1..].iter().all(|left| *left >= 3), "{left:?}");
+}
+
+#[test]
 fn a_provider_that_was_never_sent_to_before_starts_at_the_foot() {
     let places = four(Lanes::Auto);
     let mut world = World::new(Setup { places, ..Setup::new(rules(), vec![StreamRules::default()]) });
@@ -226,9 +243,10 @@ fn a_stream_at_its_share_does_not_shut_the_next_one_out() {
     let rest = StreamRules { priority: 10, overflow: Overflow::Hold, ..StreamRules::default() };
     let mut world = World::new(Setup::new(rules(), vec![rest, share]));
     let day = world.day(0);
-    let burst = |stream| Arrival::new(day.starts, stream, 100);
+    // Not in the first hour, at the end of which every lane is looked at again.
+    let burst = |stream| Arrival::new(day.starts.after(HOUR * 2), stream, 100);
     world.live(day, vec![burst(SECOND), burst(MAIN)]);
-    // 10 of the first, by then the hour is over; and not at midnight but with the next token the other one goes on.
+    // 10 of the first; and not at midnight but with the next token the other one goes on.
     let lane = world.total();
     let used = [SECOND, MAIN].map(|stream| lane.stream_today(stream).reserved);
     assert_eq!(used, [10, 40], "{lane:?}");
