@@ -50,6 +50,7 @@ pub struct ExplainedRecipient {
     pub to: MaskedAddress,
     /// `all` where providers have no lanes of their own.
     pub provider: String,
+    pub mail_servers: MailServers,
     /// `new` or `legacy`.
     pub route: String,
     /// `None` for an address.
@@ -71,6 +72,15 @@ pub struct ExplainedRecipient {
     /// The answer to a final dot was lost.
     pub maybe_delivered: bool,
     pub last_reply: String,
+}
+
+/// Who runs the mail servers of a recipient's domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MailServers {
+    /// As in the rules for replies; `other` for one that they do not name.
+    pub operator: String,
+    /// The name servers said so, and not the name of the domain.
+    pub known: bool,
 }
 
 /// What bounds a lane for the stream now. Recipients; a bound that does not apply is `None`.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::api::*;
-use super::explain::{ExplainOrder, Explained, ExplainedLane, ExplainedRecipient};
+use super::explain::{ExplainOrder, Explained, ExplainedLane, ExplainedRecipient, MailServers};
 use super::streams::{MoveAnswer, MoveOrder, Outlook, StreamPage, StreamRow, ToldMove, UndoOrder, Waiting, WayName};
 use super::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::message::Timestamp;
@@ -226,6 +226,7 @@ pub fn explained() -> Explained {
     let recipient = ExplainedRecipient {
         to: MaskedAddress::of(b"dora@outlook.com"),
         provider: "microsoft".into(),
+        mail_servers: MailServers { operator: "microsoft".into(), known: true },
         route: "new".into(),
         state: Some(ItemState::Held),
         reason: "in_quota".into(),

@@ -5,7 +5,8 @@ use jiff::tz::TimeZone;
 use super::text::{self, count};
 use super::{Context, Failure, exit};
 use crate::admin::api::{Answer, Command};
-use crate::admin::explain::{ExplainOrder, Explained, ExplainedLane, ExplainedRecipient, Subject};
+use crate::admin::explain::{ExplainOrder, Explained, ExplainedLane, ExplainedRecipient, MailServers, Subject};
+use crate::admin::warmup::TOTAL;
 use crate::log::printable;
 use crate::message::Timestamp;
 
@@ -90,6 +91,9 @@ fn one(recipient: &ExplainedRecipient, time: &dyn Fn(Timestamp) -> String) -> St
     let ExplainedRecipient { to, provider, route, state, reason, meaning, .. } = recipient;
     let state = state.map_or(String::new(), |state| format!(", {}", state.text()));
     let mut out = format!("{} ({provider}): {route}{state}: {reason}, {meaning}\n", printable(to.as_str()));
+    if provider != TOTAL {
+        out += &format!("  mail servers: {}\n", mail_servers(&recipient.mail_servers));
+    }
     let mut times = Vec::new();
     if recipient.attempts > 0 {
         times.push(text::counted(recipient.attempts.into(), "attempt"));
@@ -107,6 +111,15 @@ fn one(recipient: &ExplainedRecipient, time: &dyn Fn(Timestamp) -> String) -> St
         out += &format!("  last reply: {}\n", printable(&recipient.last_reply));
     }
     out
+}
+
+fn mail_servers(found: &MailServers) -> String {
+    match (found.known, found.operator.as_str()) {
+        (true, "other") => "nobody's whom the rules know".into(),
+        (true, operator) => operator.into(),
+        (false, "other") => "not known yet".into(),
+        (false, operator) => format!("{operator}, by the name of the domain: the name servers have not told yet"),
+    }
 }
 
 fn columns(lane: &ExplainedLane) -> Vec<String> {
@@ -145,10 +158,20 @@ mod tests {
     use crate::admin::fake::explained;
 
     #[test]
+    fn a_guess_at_the_mail_servers_says_that_it_is_one() {
+        let told = |operator: &str, known| mail_servers(&MailServers { operator: operator.into(), known });
+        assert_eq!(told("google", true), "google");
+        assert_eq!(told("other", true), "nobody's whom the rules know");
+        assert_eq!(told("other", false), "not known yet");
+        assert_eq!(told("google", false), "google, by the name of the domain: the name servers have not told yet");
+    }
+
+    #[test]
     fn a_message_is_explained_with_its_route_its_reason_and_what_refuses() {
         let want = "\
 stream digest: ramp, moved by uid 1000 at Mon 2026-03-09 21:48:00
 d***@outlook.com (microsoft): new, held: in_quota, the limit has room, now or within the longest wait
+  mail servers: microsoft
   not before 17:48:00, then legacy at 20:36:00
 bounds for this stream now, 17:48 Europe/Berlin:
 LANE       LIMIT   USED  PACE  DAY LEFT  24H LEFT  RESERVE  SHARE LEFT

@@ -23,6 +23,7 @@ use crate::admin::{Backend, BackendError, BoxFuture, ListenerProbe};
 use crate::clock::{Clock, TrustedClock};
 use crate::message::{DayRecord, LaneId, NANOS_PER_SECOND, Route, StreamId, Timestamp};
 use crate::metrics::{Metrics, WarmupAction};
+use crate::operators::Operators;
 use crate::spool::backup::Holds;
 use crate::spool::committer::SpoolHandle;
 use crate::spool::disk::{Watermark, free_and_size};
@@ -40,6 +41,8 @@ pub struct RelayBackend {
     pub gate: Arc<LiveGate>,
     /// What providers say, and the brakes of their lanes.
     pub brakes: Arc<Brakes>,
+    /// Whose mail servers a domain has.
+    pub operators: Arc<Operators>,
     /// The routes.
     pub routes: Arc<LiveRoutes>,
     /// Its numbers.

@@ -4,7 +4,7 @@ use super::backend::{RelayBackend, unavailable};
 use super::gate::WarmupGate;
 use crate::admin::BackendError;
 use crate::admin::api::{MaskedAddress, QueueFilter};
-use crate::admin::explain::{ExplainOrder, Explained, ExplainedLane, ExplainedRecipient, Subject};
+use crate::admin::explain::{ExplainOrder, Explained, ExplainedLane, ExplainedRecipient, MailServers, Subject};
 use crate::clock::Clock;
 use crate::log::printable;
 use crate::message::{LaneId, Queue, Reason, Recipient, Route, StreamId, Timestamp};
@@ -71,7 +71,7 @@ impl RelayBackend {
         let mut recipients = Vec::new();
         for item in &items {
             let room = SHOWN_RECIPIENTS - recipients.len();
-            recipients.extend(item.envelope.recipients.iter().take(room).map(|to| of_item(item, to)));
+            recipients.extend(item.envelope.recipients.iter().take(room).map(|to| self.of_item(item, to)));
         }
         let lanes = items.iter().filter(|item| item.queue != Queue::Legacy).map(|item| item.lane).collect();
         let answer = self.as_of_now(stream, lanes).await?;
@@ -90,7 +90,7 @@ impl RelayBackend {
         };
         let gate = self.gate.current();
         let recipient = Recipient { path: address.clone().into(), parameters: Default::default() };
-        let lane = gate.lane_of(&recipient).unwrap_or(LaneId::TOTAL);
+        let lane = self.operators.lane_of(&recipient.path);
         let ask = Ask { lane, stream, recipients: 1 };
         let look = move |ledger: &Ledger, now| (gate.explain(ledger, ask, now), now);
         let (explanation, now) = self.look_at_ramp(look).await?;
@@ -102,6 +102,7 @@ impl RelayBackend {
         let recipient = ExplainedRecipient {
             to: MaskedAddress::of(address.as_bytes()),
             provider: provider(lane),
+            mail_servers: self.mail_servers(&recipient),
             route: route.name().into(),
             state: None,
             reason: reason.name().into(),
@@ -124,6 +125,32 @@ impl RelayBackend {
         match &self.dry_run {
             Some(dry_run) => Ok(dry_run.look(look)),
             None => self.spool.look(look).await.map_err(unavailable),
+        }
+    }
+
+    fn of_item(&self, item: &Item, to: &Recipient) -> ExplainedRecipient {
+        ExplainedRecipient {
+            to: MaskedAddress::of(&to.path),
+            provider: provider(item.lane),
+            mail_servers: self.mail_servers(to),
+            route: item.queue.route().name().into(),
+            state: Some(super::queue::shown_state(item.state)),
+            reason: item.reason.name().into(),
+            meaning: meaning(item.reason, item.queue.route()).into(),
+            attempts: item.attempts,
+            due: Some(item.due),
+            deadline: item.deadline,
+            expires: item.expires,
+            maybe_delivered: item.maybe,
+            last_reply: item.last_reply.clone(),
+        }
+    }
+
+    /// Who runs the mail servers of the recipient's domain, as far as it is known.
+    fn mail_servers(&self, recipient: &Recipient) -> MailServers {
+        MailServers {
+            operator: self.operators.of_recipient(&recipient.path).name.clone(),
+            known: self.operators.known_lane(&recipient.path).is_some(),
         }
     }
 
@@ -157,23 +184,6 @@ impl RelayBackend {
             more: 0,
             lanes,
         })
-    }
-}
-
-fn of_item(item: &Item, to: &Recipient) -> ExplainedRecipient {
-    ExplainedRecipient {
-        to: MaskedAddress::of(&to.path),
-        provider: provider(item.lane),
-        route: item.queue.route().name().into(),
-        state: Some(super::queue::shown_state(item.state)),
-        reason: item.reason.name().into(),
-        meaning: meaning(item.reason, item.queue.route()).into(),
-        attempts: item.attempts,
-        due: Some(item.due),
-        deadline: item.deadline,
-        expires: item.expires,
-        maybe_delivered: item.maybe,
-        last_reply: item.last_reply.clone(),
     }
 }
 

@@ -424,6 +424,7 @@ fn assemble(
     let stopping: CancellationToken = no_more_mail;
     let bound: Vec<_> = sockets.smtp.iter().map(|(_, address, index)| (*address, *index)).collect();
     let backend = Arc::new(RelayBackend {
+        operators: operators.clone(),
         brakes: brakes.clone(),
         spool: handle.clone(),
         reader,

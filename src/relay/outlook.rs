@@ -2,11 +2,11 @@
 //! what goes another way.
 //!
 //! An estimate for an operator who is about to move a stream; nothing is decided by it. Limits come from the same rules
-//! as on the day itself, under the assumption that every day until then counts. Plain.
+//! as on the day itself, under the assumption that every day until then counts, unless today is known not to. Plain.
 
 use super::gate::WarmupGate;
 use crate::admin::streams::Outlook;
-use crate::message::{Day, DayRecord, LaneId, LaneRecord, StreamId, StreamWay, Timestamp};
+use crate::message::{Day, DayRecord, LaneId, LaneRecord, StageStep, StreamId, StreamWay, Timestamp};
 use crate::policy::{Boundary, Overflow, Rules};
 use crate::spool::Ledger;
 use crate::spool::ledger::LaneLedger;
@@ -71,7 +71,7 @@ fn offered_on(lane: &LaneLedger, stream: StreamId, day: Day) -> u64 {
     lane.stream_on(stream, best).offered
 }
 
-/// The total's record `ahead` days from today, if every day until then counts.
+/// The total's record `ahead` days from today, if every day until then counts. Today does not if it was braked.
 fn record_on(rules: &Rules, lane: &LaneLedger, ahead: u32, offered: u64) -> LaneRecord {
     let mut record = lane.record;
     let mut history: Vec<DayRecord> = lane.history.iter().copied().collect();
@@ -80,7 +80,7 @@ fn record_on(rules: &Rules, lane: &LaneLedger, ahead: u32, offered: u64) -> Lane
         let limit = ending.limit.unwrap_or(0);
         let least = (rules.min_used * limit as f64).ceil() as u64;
         let used = if offered == 0 { limit } else { offered.min(limit) };
-        history.push(DayRecord { sent: ending.sent.max(used).max(least), braked: false, ..ending });
+        history.push(DayRecord { sent: ending.sent.max(used).max(least), ..ending });
         let today = ending.day.next();
         let boundary = Boundary {
             lane: &record,
@@ -88,7 +88,7 @@ fn record_on(rules: &Rules, lane: &LaneLedger, ahead: u32, offered: u64) -> Lane
             set_day: lane.memory,
             share: 1.0,
             total_complete: false,
-            asked: Default::default(),
+            asked: if ending.day == lane.today.day { lane.brake.step } else { StageStep::None },
             today,
         };
         record = rules.day_boundary(&boundary);
