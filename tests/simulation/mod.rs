@@ -9,7 +9,9 @@ pub mod checks;
 mod commit;
 pub mod hop;
 mod idle;
+mod named;
 pub mod operator;
+mod oracle;
 pub mod places;
 mod rank;
 mod restart;
@@ -24,7 +26,7 @@ use bytes::Bytes;
 use mailramp::delivery::budget::ReportBudget;
 use mailramp::delivery::schedule::Schedule;
 use mailramp::delivery::settle::{Ended, SettleRules};
-use mailramp::message::{DaySpan, LaneId, QueueId, Route, StreamId, Timestamp};
+use mailramp::message::{Day, DaySpan, LaneId, QueueId, Route, StreamId, Timestamp};
 use mailramp::policy::{BrakeRules, Calendar, RetrySchedule, Rules, StreamRules};
 use mailramp::relay::gate::WarmupGate;
 use mailramp::spool::body::NewBody;
@@ -143,8 +145,8 @@ pub struct World {
     /// Until when each message may wait for the new server, by what its stream was when it was accepted.
     waits: HashMap<QueueId, Option<Timestamp>>,
     copy: Option<(MemoryStore, Balance)>,
-    /// Today's limits count as used up, whatever left.
-    used_up_today: bool,
+    /// The day whose limits count as used up, whatever left.
+    used_up: Option<Day>,
     /// What happened, for the tests.
     pub now: Timestamp,
     pub outcomes: Vec<Outcome>,
@@ -207,7 +209,7 @@ impl World {
             stages: BTreeMap::new(),
             waits: HashMap::new(),
             copy: None,
-            used_up_today: false,
+            used_up: None,
             now: start,
             outcomes: Vec::new(),
             lanes: Vec::new(),

@@ -24,6 +24,11 @@ impl World {
         }
     }
 
+    /// No more deaths.
+    pub(super) fn lives_on(&mut self) {
+        (self.crashes_per_day, self.crash_at_each, self.crash_at) = (0.0, 0.0, Timestamp::NEVER);
+    }
+
     /// Something is on its way, or has not been for an hour.
     pub(super) fn is_worth_a_crash(&self) -> bool {
         let flies = |event: &Event| matches!(event, Event::Mail(_) | Event::Dot(_) | Event::Answer(_));
@@ -91,10 +96,10 @@ impl World {
         self.nothing_more_is_heard();
         self.begin_anew(store.crash());
         self.balance = balance;
-        self.used_up_today = true;
         let (gate, now) = (self.gate.clone(), self.now);
         self.spool_mut().bring_back_paused(&gate, now).expect("memory takes everything");
         let ledger = self.spool.as_ref().expect("just opened").ledger();
+        self.used_up = ledger.span().map(|span| span.day);
         self.left.turned(ledger);
         self.stands.paused = ledger.pause().is_some();
         self.stands.brakes = ledger.lanes().map(|(id, lane)| (id, lane.brake.clone())).collect();

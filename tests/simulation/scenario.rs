@@ -22,7 +22,7 @@ use super::{Event, HOUR, Setup, World};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Days without mail at the end, in which everything that may leave has left.
-const QUIET_DAYS: usize = 3;
+const QUIET_DAYS: usize = 5;
 
 /// A ramp to be lived through.
 #[derive(Clone, Debug)]
@@ -150,6 +150,7 @@ impl Scenario {
     /// Whatever keeps mail from leaving ends.
     fn let_go(&self, world: &mut World) {
         let now = world.now;
+        world.lives_on();
         world.plan(now, Act::Doubt(false));
         world.plan(now, Act::Resume);
         for lane in all_lanes() {
@@ -257,7 +258,7 @@ fn places(random: &mut fastrand::Rng) -> Places {
 
 fn mail(random: &mut fastrand::Rng, streams: usize, days: usize) -> Vec<Mail> {
     // Longer lives get less a day.
-    let all = random.f64() * 1_800.0 / days as f64;
+    let all = random.f64() * 4_000.0 / days as f64;
     let part = |random: &mut fastrand::Rng, stream| {
         let hour = f64::from(random.u8(..24));
         let hours = pick(random, &[(0.0, 24.0), (9.0, 17.0), (hour, hour), (22.0, 24.0)]);
