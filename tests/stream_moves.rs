@@ -289,6 +289,11 @@ async fn a_dry_run_says_what_would_be_sends_all_by_legacy_and_leaves_the_ramp_wh
         let line = format!("mailramp_dry_run_recipients_total{{{labels}}} {count}");
         assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
     }
+    assert_eq!((status.lanes[0].limit, status.lanes[0].used), (Some(2), 2), "lanes are shown as if");
+    let explained = bench.explain(Subject::Address("somebody@example.net".into()), None).await.expect("answers");
+    let (next, total) = (&explained.recipients[0], &explained.lanes[0]);
+    assert_eq!((next.route.as_str(), next.reason.as_str()), ("legacy", "over_quota"), "{explained:?}");
+    assert_eq!((total.limit, total.used_today), (Some(2), 2), "it goes by the ramp as if");
     let refused =
         bench.relay().backend.select(QueueFilter::default(), QueueAction::Reroute(RouteName::New), true, false);
     assert!(matches!(refused.await, Err(BackendError::Refused(why)) if why.contains("dry run")));

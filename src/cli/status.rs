@@ -88,7 +88,7 @@ fn put_aside(queue: &QueueTotals, paint: Paint) -> String {
 }
 
 /// Only in one, and then before the ramp: its numbers stand still.
-fn dry_run(out: &mut String, snapshot: &Snapshot, paint: Paint) {
+pub(super) fn dry_run(out: &mut String, snapshot: &Snapshot, paint: Paint) {
     let Some(as_if) = &snapshot.dry_run else { return };
     let _ = writeln!(out, "{} everything goes by legacy, and nothing counts as sent", paint.warn("DRY RUN:"));
     let day = as_if.day.map_or(String::new(), |day| format!("day {day}, "));
@@ -123,6 +123,9 @@ fn headline(out: &mut String, snapshot: &Snapshot, paint: Paint) {
     let until = |at| span(snapshot.now_until(at));
 
     if let DayState::NotStarted { starts } = warmup.state {
+        if snapshot.dry_run.is_some() {
+            return; // the ramp stands still, whenever it starts
+        }
         let day = text::local(starts, &zone, "%A %-d %B %Y, %H:%M");
         let _ = writeln!(
             out,

@@ -124,6 +124,9 @@ impl RelayBackend {
         let (gate, zone) = (self.gate.current(), self.zone.load_full());
         let numbers =
             self.spool.look(move |ledger, now| numbers(&gate, ledger, &zone, now)).await.map_err(unavailable)?;
+        let gate = self.gate.current();
+        let as_if = |dry_run: &Arc<DryRun>| dry_run.look(|ledger, now| lanes::lanes(&gate, ledger, now));
+        let lanes = self.dry_run.as_ref().map_or(numbers.lanes, as_if);
         let reader = self.reader.clone();
         let oldest = self.blocking(move || SHOWN.map(|state| reader.oldest(state).ok().flatten())).await?;
         let totals = |index: usize| StateTotals {
@@ -144,7 +147,7 @@ impl RelayBackend {
             dry_run: self.dry_run.as_ref().map(|dry_run| dry_run.status()),
             warmup: numbers.warmup.ok_or_else(|| BackendError::Unavailable("the first day has not begun".into()))?,
             pause: numbers.pause,
-            lanes: numbers.lanes,
+            lanes,
             days: numbers.days,
             today: numbers.today,
             oldest_held: oldest[0].as_ref().map(|item| OldestHeld {

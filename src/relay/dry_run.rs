@@ -170,6 +170,14 @@ impl DryRun {
         self.catch_up(&mut spool, now);
     }
 
+    /// What the ledger would say by now.
+    pub fn look<T>(&self, look: impl FnOnce(&Ledger, Timestamp) -> T) -> T {
+        let now = self.clock.now();
+        let mut spool = self.lock();
+        self.catch_up(&mut spool, now);
+        look(spool.ledger(), now)
+    }
+
     /// How far it would be by now.
     pub fn status(&self) -> AsIf {
         let now = self.clock.now();

@@ -93,7 +93,7 @@ impl RelayBackend {
         let lane = self.operators.lane_of(&recipient.path);
         let ask = Ask { lane, stream, recipients: 1 };
         let look = move |ledger: &Ledger, now| (gate.explain(ledger, ask, now), now);
-        let (explanation, now) = self.spool.look(look).await.map_err(unavailable)?;
+        let (explanation, now) = self.look_at_ramp(look).await?;
         let answer = self.as_of_now(stream, vec![lane]).await?;
         let Admission { new, new_reason, rest_reason, deadline, .. } = explanation.admission;
         let (route, reason) = if new > 0 { (Route::New, new_reason) } else { (Route::Legacy, rest_reason) };
@@ -115,6 +115,17 @@ impl RelayBackend {
             last_reply: String::new(),
         };
         Ok(Explained { recipients: vec![recipient], ..answer })
+    }
+
+    /// Looks at the ledger by which mail is decided: in a dry run at that of the ramp as if, since the real one stands still.
+    async fn look_at_ramp<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Ledger, Timestamp) -> T + Send + 'static,
+    ) -> Result<T, BackendError> {
+        match &self.dry_run {
+            Some(dry_run) => Ok(dry_run.look(look)),
+            None => self.spool.look(look).await.map_err(unavailable),
+        }
     }
 
     fn of_item(&self, item: &Item, to: &Recipient) -> ExplainedRecipient {
@@ -160,7 +171,7 @@ impl RelayBackend {
             }
             (gate.stream(ledger, stream, now).route, ledger.move_of(stream, now).cloned(), shown)
         };
-        let (way, moved, lanes) = self.spool.look(look).await.map_err(unavailable)?;
+        let (way, moved, lanes) = self.look_at_ramp(look).await?;
         Ok(Explained {
             now: self.clock.now(),
             zone: (*self.zone.load_full()).clone(),

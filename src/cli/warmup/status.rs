@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use jiff::tz::TimeZone;
 
+use super::super::status as overview;
 use super::super::text::{self, Paint, count, span};
 use super::super::{Context, Failure, json};
 use crate::admin::api::{
@@ -42,6 +43,7 @@ pub(super) fn run(options: &Options, context: &mut Context<'_>) -> Result<(), Fa
 fn render(snapshot: &Snapshot, paint: Paint) -> String {
     let (zone, zone_name) = text::zone(&snapshot.warmup.zone);
     let mut out = String::new();
+    overview::dry_run(&mut out, snapshot, paint);
     headline(&mut out, snapshot, &zone, zone_name);
     if let Some(pause) = &snapshot.pause {
         out.push_str(&pause_line(pause, snapshot.now, &zone, paint));
@@ -62,6 +64,9 @@ fn render(snapshot: &Snapshot, paint: Paint) -> String {
 fn headline(out: &mut String, snapshot: &Snapshot, zone: &TimeZone, zone_name: &str) {
     let warmup = &snapshot.warmup;
     let place = match (&warmup.state, warmup.day, warmup.days_planned) {
+        (DayState::NotStarted { .. }, ..) if snapshot.dry_run.is_some() => {
+            "the ramp stands still; lanes are shown as if".into()
+        }
         (DayState::NotStarted { starts }, ..) => {
             format!("not started: day 1 begins {}", text::local(*starts, zone, "%A %-d %B %Y, %H:%M"))
         }
