@@ -239,6 +239,10 @@ impl Gate for WarmupGate {
             rest_reason: reason,
             offered,
         };
+        // Without a ramp there is nothing to wait for but the server, and no deadline for that.
+        if self.rules.is_none() && stream.route == StreamWay::Ramp && ledger.pause().is_none() {
+            return all_new(Reason::InQuota);
+        }
         let Some(day) = ledger.span() else { return all_new(Reason::InQuota) };
         let (Some(lane), Some(total)) = (ledger.lane(ask.lane), ledger.lane(LaneId::TOTAL)) else {
             return all_new(Reason::InQuota);

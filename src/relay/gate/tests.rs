@@ -201,6 +201,22 @@ fn a_set_day_lowers_at_once_and_raises_tomorrow() {
 }
 
 #[test]
+fn without_a_ramp_mail_has_no_deadline_and_a_pause_stops_it_all_the_same() {
+    let gate = WarmupGate::new(None, Calendar::utc(), vec![StreamRules::default(), StreamRules::default()]);
+    let mut bench = Bench::new(gate);
+    let ask = Ask { lane: LaneId::TOTAL, stream: BULK, recipients: 5 };
+    let admission = bench.gate.admit(bench.spool.ledger(), ask, bench.now);
+    assert_eq!((admission.new, admission.deadline), (5, None), "only the server keeps it waiting");
+    bench.tell(What::Pause(Pause { since: bench.now, actor: 0, reason: "listed".into() }));
+    assert_eq!(bench.admit(LaneId::TOTAL, BULK, 5), (0, Reason::Paused));
+    bench.tell(What::Resume);
+    let told = bench.now;
+    let to = StreamMove { id: 0, to: StreamWay::Legacy, at: told, told, actor: 0, reason: String::new() };
+    bench.tell(What::Move { stream: BULK, to });
+    assert_eq!(bench.admit(LaneId::TOTAL, BULK, 5), (0, Reason::Manual));
+}
+
+#[test]
 fn before_the_start_no_day_can_be_set() {
     let mut late = rules();
     late.start = Some(crate::message::Day(20_005));
